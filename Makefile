@@ -1,0 +1,38 @@
+# Each target makes its own .venv if there is none. PYTHON picks the interpreter that makes it.
+PYTHON ?= python3
+BIN := .venv/bin
+DATA ?= ../shared/data
+
+.PHONY: demo test lint bench docs clean
+
+# torch goes first and by its pinned version: the resolver then leaves it alone.
+.venv/ready: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+demo: .venv/ready
+	$(BIN)/python examples/demo.py $(ARGS)
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# The real teacher is fetched if it can be; without it the tests that need it skip and say so.
+test: lint
+	-$(BIN)/python examples/real_data.py
+	$(BIN)/python -m pytest
+
+bench: .venv/ready
+	$(BIN)/python benchmarks/banking77.py --data $(DATA)/banking77
+	$(BIN)/python benchmarks/word_senses.py --data $(DATA)/coarsewsd20
+	$(BIN)/python benchmarks/costs.py --data $(DATA)/banking77
+
+# Checks that every public name stands in the docs and that their links resolve.
+docs: .venv/ready
+	$(BIN)/python -m pytest tests/test_docs.py
+
+clean:
+	rm -rf .venv runs

@@ -1,0 +1,363 @@
+"""Builds a sense dictionary: corpus, sample, teacher, clusters, dictionary.
+
+It orders the work, keeps it bounded and resumes it; what each step computes stands in the module of its name.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import reduce
+from safetensors.torch import load_file, save_file
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from hf_sense import __version__
+from hf_sense.clustering import Clusters, cluster, number_of_senses
+from hf_sense.corpus import EncodedCorpus, encode_corpus, iterate_texts
+from hf_sense.dictionary import SenseDictionary, tokenizer_fingerprint
+from hf_sense.ragged import check_metric
+from hf_sense.sampling import OccurrenceSample, sample_occurrences
+from hf_sense.storage import write_atomically, write_text
+from hf_sense.teacher import Teacher, load_teacher
+
+logger = logging.getLogger(__name__)
+
+_SECONDS_BETWEEN_SAVES = 20.0
+# Points times senses that are clustered between two saves: a few seconds' work.
+_PART_WORK = 4_000_000
+
+
+def build_dictionary(
+    teacher: str | PreTrainedModel | Teacher,
+    texts: Iterable[Any],
+    *,
+    text_column: str | Sequence[str] = "text",
+    max_senses: int | str = 20,
+    metric: str = "l2",
+    method: str = "kmeans",
+    min_occurrences: int = 1,
+    max_occurrences: int = 1000,
+    max_length: int | None = None,
+    special_tokens: bool = True,
+    batch_size: int = 32,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    work_dir: str | Path | None = None,
+    corpus_name: str | None = None,
+    disable_tqdm: bool | None = None,
+    **clustering: Any,
+) -> SenseDictionary:
+    """Clusters the teacher's contextual embeddings of each token over a corpus.
+
+    The sample of occurrences is drawn before the teacher runs, so the teacher reads only texts that hold one of them, and
+    memory is that of the sample: at most ``max_occurrences`` vectors a token. With ``work_dir`` those vectors lie in a file
+    instead, and a build that was stopped goes on from there when it is called again; the result has the same bytes.
+
+    Args:
+        teacher: a name for ``AutoModel``, a loaded model, or what ``load_teacher`` returned.
+        texts: strings, pairs of strings, or one split of a ``datasets`` data set, in memory or streamed.
+        text_column: the column of a data set that holds the text; two names for text pairs.
+        max_senses: the most senses a token gets: a number, or a rule of its occurrences such as ``"n/10"``, ``"sqrt"`` or
+            ``"n/10,100"`` (at most 100).
+        metric: how a hidden state will pick a sense: ``"l2"``, ``"cosine"`` or ``"dot"`` (the paper's).
+        method: ``"kmeans"``, ``"spherical_kmeans"``, ``"markov"``, ``"markov_full"`` or ``"paper"``; see
+            ``hf_sense.clustering``.
+        min_occurrences: tokens with fewer keep each of their vectors as a sense.
+        max_occurrences: how many distinct occurrences of a token are sampled at most.
+        max_length: texts are cut to so many tokens; the model's limit if not given.
+        special_tokens: whether tokens such as ``[CLS]`` get senses. They are always part of the input.
+        batch_size: texts the teacher reads at once.
+        seed: of the sample and of the clustering.
+        dtype: of the stored senses.
+        work_dir: where unfinished work is kept; removed once the dictionary is built.
+        corpus_name: what the metadata calls the corpus.
+        disable_tqdm: ``True`` hides the progress bars; by default ``TQDM_DISABLE`` decides.
+        **clustering: further options of ``hf_sense.clustering.cluster``.
+
+    Returns:
+        The dictionary, on the CPU. Under ``torch.distributed`` the ranks share the teacher's work and each returns it.
+
+    Raises:
+        ValueError: before long work, if an option or the corpus does not fit; later, if the teacher gives NaN or infinity,
+            with the text that caused it.
+    """
+    check_metric(metric)
+    number_of_senses(torch.ones(1, dtype=torch.int64), max_senses)
+    for name, value in (("min_occurrences", min_occurrences), ("max_occurrences", max_occurrences), ("batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"{name} should be at least 1, but is {value}.")
+    options = {"method": method, "max_senses": max_senses, "min_occurrences": min_occurrences, **clustering}
+    cluster(torch.zeros(0, 1), torch.zeros(1, dtype=torch.int64), seed=seed, **options)
+    found = iterate_texts(texts, text_column)
+    teacher = load_teacher(teacher)
+    max_length = _checked_length(max_length, teacher)
+
+    corpus = encode_corpus(found, teacher.tokenizer, max_length, disable_tqdm=disable_tqdm)
+    vocab_size = len(teacher.tokenizer)
+    excluded = () if special_tokens else tuple(teacher.tokenizer.all_special_ids)
+    sample = sample_occurrences(
+        corpus, vocab_size, max_occurrences=max_occurrences, seed=seed, excluded_ids=excluded
+    )
+    if not len(sample.token_ids):
+        raise ValueError("The texts hold special tokens alone; with special_tokens=False nothing is left to build from.")
+    metadata = {
+        "teacher": teacher.description(),
+        "clustering": options,
+        "sampling": {
+            "seed": seed,
+            "max_occurrences": max_occurrences,
+            "special_tokens": special_tokens,
+            "max_length": max_length,
+            "batch_size": batch_size,
+        },
+        "corpus": {
+            "name": corpus_name or _name_of(texts),
+            "split": str(split) if (split := getattr(texts, "split", None)) is not None else None,
+            "texts": len(corpus.offsets) - 1,
+            "tokens": len(corpus.input_ids),
+            "sha256": corpus.sha256,
+        },
+    }
+    work = _Work(Path(work_dir) if work_dir else None, {**metadata, "teacher_sha256": teacher.fingerprint})
+    vectors = _embed_sample(teacher, corpus, sample, batch_size, work, disable_tqdm)
+    bounds = np.searchsorted(sample.token_ids, np.arange(vocab_size + 1)).astype(np.int64)
+    clusters = _cluster_parts(vectors, bounds, sample, options, seed, work, disable_tqdm)
+    dictionary = SenseDictionary(
+        clusters.centers,
+        clusters.offsets,
+        _scaled_counts(clusters, sample.totals),
+        clusters.spread,
+        metric=metric,
+        tokenizer_fingerprint=tokenizer_fingerprint(teacher.tokenizer),
+        metadata=metadata,
+        tokenizer=teacher.tokenizer,
+    )
+    work.remove()
+    return dictionary if dtype == torch.float32 else dictionary.to(dtype)
+
+
+def _checked_length(max_length: int | None, teacher: Teacher) -> int:
+    if max_length is None:
+        return teacher.max_length
+    special = teacher.tokenizer.num_special_tokens_to_add()
+    if not special < max_length <= teacher.max_length:
+        raise ValueError(
+            f"max_length should be more than the {special} special tokens and at most the {teacher.max_length} that "
+            f"{teacher.name} takes, but is {max_length}."
+        )
+    return max_length
+
+
+def _name_of(texts: Any) -> str | None:
+    info = getattr(texts, "info", None)
+    return getattr(info, "dataset_name", None)
+
+
+class _Work:
+    """Unfinished work in a folder: sampled vectors in a file, how many batches are in it, and the parts clustered."""
+
+    def __init__(self, folder: Path | None, description: dict[str, Any]) -> None:
+        state = PartialState()
+        self.rank, self.ranks = state.process_index, state.num_processes
+        self._folder = folder
+        if folder is None:
+            return
+        description = json.loads(json.dumps({**description, "library_version": __version__, "processes": self.ranks}))
+        path = folder / "build.json"
+        folder.mkdir(parents=True, exist_ok=True)
+        if state.is_main_process:
+            if path.is_file():
+                before = json.loads(path.read_text(encoding="utf-8"))
+                if before != description:
+                    changed = {k: (before.get(k), description.get(k)) for k in description if before.get(k) != description.get(k)}
+                    raise ValueError(
+                        f"{folder} holds the unfinished work of another build. It differs in (before, now): {changed}. Give "
+                        "another work_dir, or remove this one."
+                    )
+            elif any(folder.iterdir()):
+                raise ValueError(f"work_dir should be a new or empty folder, or that of a stopped build, but {folder} is not.")
+            else:
+                write_text(path, json.dumps(description, indent=2))
+        state.wait_for_everyone()
+
+    def vectors(self, rows: int, dim: int) -> torch.Tensor:
+        """Float32 ``(rows, dim)``, zero where nothing was written yet."""
+        if self._folder is None:
+            return torch.zeros(rows, dim)
+        path = self._folder / f"vectors-{self.rank}.f32"
+        if not path.is_file() or path.stat().st_size != rows * dim * 4:
+            self._progress_path.unlink(missing_ok=True)
+            with open(path, "wb") as file:
+                file.truncate(rows * dim * 4)
+        self._map = np.memmap(path, np.float32, "r+", shape=(rows, dim))
+        return torch.from_numpy(self._map)
+
+    @property
+    def _progress_path(self) -> Path:
+        return (self._folder or Path()) / f"batches-{self.rank}.txt"
+
+    def batches_done(self) -> int:
+        """How many batches' vectors are in the file."""
+        if self._folder is None or not self._progress_path.is_file():
+            return 0
+        return int(self._progress_path.read_text())
+
+    def save(self, batches: int) -> None:
+        """Flushes the vectors, then notes how many batches they hold."""
+        if self._folder is not None:
+            self._map.flush()
+            write_text(self._progress_path, str(batches))
+
+    def part(self, number: int) -> dict[str, torch.Tensor] | None:
+        """The clusters of a part, if it is done."""
+        path = (self._folder or Path()) / f"part-{number:06d}.safetensors"
+        return load_file(path) if self._folder is not None and path.is_file() else None
+
+    def save_part(self, number: int, tensors: dict[str, torch.Tensor]) -> None:
+        """Keeps the clusters of a part."""
+        if self._folder is not None and self.rank == 0:
+            path = self._folder / f"part-{number:06d}.safetensors"
+            write_atomically(path, lambda temporary: save_file(tensors, temporary))
+
+    def remove(self) -> None:
+        """Removes what this build wrote, and the folder if nothing else is in it."""
+        if self._folder is None:
+            return
+        PartialState().wait_for_everyone()
+        if self.rank == 0:
+            for pattern in ("vectors-*.f32", "batches-*.txt", "part-*.safetensors", "build.json"):
+                for path in self._folder.glob(pattern):
+                    path.unlink()
+            if not any(self._folder.iterdir()):
+                self._folder.rmdir()
+
+
+def _embed_sample(
+    teacher: Teacher,
+    corpus: EncodedCorpus,
+    sample: OccurrenceSample,
+    batch_size: int,
+    work: _Work,
+    disable_tqdm: bool | None,
+) -> torch.Tensor:
+    """The teacher's vector at each place of the sample, float32 ``(n, dim)``."""
+    by_text = np.argsort(sample.texts, kind="stable")
+    sampled_texts, starts, counts = np.unique(sample.texts[by_text], return_index=True, return_counts=True)
+    batches = corpus.batches(batch_size, sampled_texts)
+    vectors = work.vectors(len(sample.token_ids), teacher.dim)
+    done = work.batches_done()
+    sizes = [int(corpus.lengths[batch].sum()) for batch in batches]
+    bar = tqdm(
+        desc="Embedding", unit=" tokens", unit_scale=True, total=sum(sizes), initial=sum(sizes[:done]),
+        disable=disable_tqdm or (None if work.rank == 0 else True),
+    )  # fmt: skip
+    saved = time.monotonic()
+    number = done
+    try:
+        with bar:
+            for number in range(done, len(batches)):
+                if number % work.ranks == work.rank:
+                    batch = batches[number]
+                    which = np.searchsorted(sampled_texts, batch)
+                    lengths = counts[which]
+                    rows = by_text[np.repeat(starts[which] - (lengths.cumsum() - lengths), lengths) + np.arange(lengths.sum())]
+                    hidden = teacher.hidden_states(**corpus.padded(batch, teacher.tokenizer.pad_token_id or 0))
+                    places = torch.from_numpy(np.repeat(np.arange(len(batch)), lengths)).to(hidden.device)
+                    positions = torch.from_numpy(sample.positions[rows].astype(np.int64)).to(hidden.device)
+                    taken = hidden[places, positions].float().cpu()
+                    _refuse_non_finite(taken, np.repeat(batch, lengths), teacher, corpus)
+                    vectors[torch.from_numpy(rows)] = taken
+                bar.update(sizes[number])
+                if time.monotonic() - saved > _SECONDS_BETWEEN_SAVES:
+                    work.save(number + 1)
+                    saved = time.monotonic()
+            number = len(batches)
+    finally:
+        # `number` is the batch that was not finished: an interrupt loses that one alone.
+        work.save(number)
+    if work.ranks > 1:
+        # Each row was written by one rank and is zero on the others, so that the sum is exact.
+        vectors = reduce(vectors.to(PartialState().device), "sum").cpu()
+    return vectors
+
+
+def _refuse_non_finite(vectors: torch.Tensor, texts: np.ndarray, teacher: Teacher, corpus: EncodedCorpus) -> None:
+    if bool(torch.isfinite(vectors).all()):
+        return
+    text = int(texts[(~torch.isfinite(vectors)).any(-1).numpy()][0])
+    ids = corpus.input_ids[corpus.offsets[text] : corpus.offsets[text + 1]]
+    raise ValueError(
+        f"{teacher.name} gives NaN or infinity for text {text} ({teacher.tokenizer.decode(ids)[:80]!r}). In float16 load it "
+        "with dtype=torch.bfloat16 or torch.float32; else remove the text."
+    )
+
+
+def _cluster_parts(
+    vectors: torch.Tensor,
+    bounds: np.ndarray,
+    sample: OccurrenceSample,
+    options: dict[str, Any],
+    seed: int,
+    work: _Work,
+    disable_tqdm: bool | None,
+) -> Clusters:
+    """Clusters the tokens part by part, each part a run of token ids with about the same work."""
+    lengths = np.diff(bounds)
+    senses = number_of_senses(torch.from_numpy(lengths), options["max_senses"]).numpy()
+    effort = np.cumsum(lengths * np.maximum(senses, 1))
+    cuts = np.unique(np.searchsorted(effort, np.arange(0, effort[-1], _PART_WORK), side="left"))
+    edges = np.append(cuts, len(lengths))
+    parts: list[dict[str, torch.Tensor]] = []
+    bar = tqdm(
+        desc="Clustering", unit=" vectors", unit_scale=True, total=len(vectors),
+        disable=disable_tqdm or (None if work.rank == 0 else True),
+    )  # fmt: skip
+    with bar:
+        for number, (first, last) in enumerate(zip(edges[:-1], edges[1:])):
+            rows = slice(int(bounds[first]), int(bounds[last]))
+            part = work.part(number)
+            if part is None:
+                result = cluster(
+                    vectors[rows],
+                    torch.from_numpy(bounds[first : last + 1] - bounds[first]),
+                    seed=seed,
+                    problem_ids=torch.arange(first, last),
+                    weights=torch.from_numpy(sample.weights[rows]),
+                    **options,
+                )
+                part = {name: getattr(result, name) for name in ("centers", "offsets", "labels", "weights", "spread")}
+                work.save_part(number, part)
+            parts.append(part)
+            bar.update(rows.stop - rows.start)
+    shifts = np.cumsum([0] + [len(part["centers"]) for part in parts])
+    return Clusters(
+        centers=torch.cat([part["centers"] for part in parts]),
+        offsets=torch.cat([parts[0]["offsets"][:1]] + [p["offsets"][1:] + int(s) for p, s in zip(parts, shifts)]),
+        labels=torch.cat([part["labels"] + int(shift) for part, shift in zip(parts, shifts)]),
+        weights=torch.cat([part["weights"] for part in parts]),
+        spread=torch.cat([part["spread"] for part in parts]),
+    )
+
+
+def _scaled_counts(clusters: Clusters, totals: np.ndarray) -> torch.Tensor:
+    """Shares out all of a token's occurrences among its senses as the sample is, by largest remainder; exact in sum."""
+    weights, offsets = clusters.weights.numpy(), clusters.offsets.numpy()
+    lengths = np.diff(offsets)
+    owner = np.repeat(np.arange(len(lengths)), lengths)
+    sampled = np.bincount(owner, weights, minlength=len(lengths)).astype(np.int64)
+    exact = weights * (totals[owner] / np.maximum(sampled[owner], 1))
+    counts = np.floor(exact).astype(np.int64)
+    left = totals - np.bincount(owner, counts, minlength=len(lengths)).astype(np.int64)
+    order = np.lexsort((-(exact - counts), owner))
+    rank = np.empty(len(owner), np.int64)
+    rank[order] = np.arange(len(owner)) - offsets[:-1][owner]
+    return torch.from_numpy(counts + (rank < left[owner]))

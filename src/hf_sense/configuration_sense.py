@@ -1,0 +1,97 @@
+"""The configuration of a sense model: a backbone's, and how its hidden states pick senses. It holds no tensors."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+from transformers import AutoConfig, PretrainedConfig
+
+from hf_sense.pooling import check_pooling
+from hf_sense.ragged import check_metric
+
+Selection = Literal["hard", "straight_through", "soft", "none"]
+SELECTIONS: tuple[str, ...] = get_args(Selection)
+
+
+class SenseConfig(PretrainedConfig):
+    """Configures ``SenseModel`` and ``SenseModelForSequenceClassification``.
+
+    Args:
+        backbone_config: the backbone's configuration, or its dict.
+        sense_dim: width of a sense; the backbone's if not given. If they differ, a linear projection stands between.
+        num_senses: rows of the dictionary.
+        vocab_size: token ids; at least the backbone's.
+        metric: how a hidden state scores a sense: ``"l2"``, ``"cosine"`` or ``"dot"``.
+        selection: what replaces a hidden state: ``"hard"`` the best sense, ``"straight_through"`` the best sense with the
+            gradient of the hidden state, ``"soft"`` the mean of the token's senses under its scores, ``"none"`` nothing.
+        selection_temperature: divides the scores in ``"soft"``.
+        pooling: how a text's vector is made: see ``hf_sense.pooling.pool``.
+        frequency_smoothing: ``a`` in the weight ``a / (a + p(token))`` of ``"frequency"`` pooling.
+        sense_dictionary: where the dictionary lies, if it is not among the model's own weights.
+        sense_dictionary_revision: its revision on the Hub.
+        dictionary_fingerprint: of the dictionary that the model was made with.
+        tokenizer_fingerprint: of the tokenizer whose ids the dictionary knows.
+        dictionary_metadata: how the dictionary was built.
+        head_activation: the activation of the classifier's hidden layer; ``None`` if it has no such layer.
+        classifier_dropout: probability of dropout before the classifier.
+
+    Raises:
+        ValueError: if ``metric``, ``selection`` or ``pooling`` is unknown.
+    """
+
+    model_type = "sense"
+    sub_configs = {"backbone_config": AutoConfig}  # noqa: RUF012 (the form that transformers reads)
+    attribute_map = {"hidden_size": "sense_dim"}  # noqa: RUF012
+
+    def __init__(
+        self,
+        backbone_config: PretrainedConfig | dict[str, Any] | None = None,
+        sense_dim: int | None = None,
+        num_senses: int = 0,
+        vocab_size: int | None = None,
+        metric: str = "l2",
+        selection: str = "hard",
+        selection_temperature: float = 1.0,
+        pooling: str = "mean",
+        frequency_smoothing: float = 1e-3,
+        sense_dictionary: str | None = None,
+        sense_dictionary_revision: str | None = None,
+        dictionary_fingerprint: str | None = None,
+        tokenizer_fingerprint: str | None = None,
+        dictionary_metadata: dict[str, Any] | None = None,
+        head_activation: str | None = None,
+        classifier_dropout: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        if isinstance(backbone_config, dict):
+            backbone_config = AutoConfig.for_model(**backbone_config)
+        if selection not in SELECTIONS:
+            raise ValueError(f"selection must be one of {', '.join(SELECTIONS)}, but is {selection!r}.")
+        if not selection_temperature > 0:
+            raise ValueError(f"selection_temperature should be above 0, but is {selection_temperature}.")
+        if not frequency_smoothing > 0:
+            raise ValueError(f"frequency_smoothing should be above 0, but is {frequency_smoothing}.")
+        text = backbone_config.get_text_config() if backbone_config is not None else None
+        self.backbone_config = backbone_config
+        self.sense_dim = sense_dim if sense_dim is not None else getattr(text, "hidden_size", None)
+        self.num_senses = num_senses
+        self.vocab_size = vocab_size if vocab_size is not None else getattr(text, "vocab_size", None)
+        self.metric = check_metric(metric)
+        self.selection = selection
+        self.selection_temperature = selection_temperature
+        self.pooling = check_pooling(pooling)
+        self.frequency_smoothing = frequency_smoothing
+        self.sense_dictionary = sense_dictionary
+        self.sense_dictionary_revision = sense_dictionary_revision
+        self.dictionary_fingerprint = dictionary_fingerprint
+        self.tokenizer_fingerprint = tokenizer_fingerprint
+        self.dictionary_metadata = dictionary_metadata or {}
+        self.head_activation = head_activation
+        self.classifier_dropout = classifier_dropout
+        super().__init__(**kwargs)
+
+    def get_text_config(self, *args: Any, **kwargs: Any) -> PretrainedConfig:
+        """The backbone's text configuration: it owns the embeddings that ``resize_token_embeddings`` resizes."""
+        if self.backbone_config is None:
+            return self
+        return self.backbone_config.get_text_config(*args, **kwargs)

@@ -1,0 +1,425 @@
+"""The sense dictionary: a ragged table of a few vectors a token, with what picks among them and how it was built.
+
+It looks senses up and saves and loads them; building one is ``hf_sense.builder``'s work, training on one the trainer's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from hf_sense import storage
+from hf_sense.model_card import dictionary_card, write_card
+from hf_sense.ragged import (
+    NO_SENSE,
+    Metric,
+    RaggedIndex,
+    best_sense,
+    check_metric,
+    half_squared_norms,
+    sense_scores,
+    take_senses,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Norms of a larger table are computed for the rows a batch touches, so that the others stay on disk.
+_KEEP_NORMS_BYTES = 2**30
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The sha256, in hexadecimal, over the vocabulary sorted by id, special and added tokens included.
+
+    Two tokenizers with one fingerprint give every id the same token, so senses found with one serve the other.
+    """
+    vocabulary = sorted((index, token) for token, index in tokenizer.get_vocab().items())
+    return hashlib.sha256(json.dumps(vocabulary, ensure_ascii=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def token_id_of(token: str, tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id of ``token``, or of the one piece that the tokenizer makes of it.
+
+    Raises:
+        ValueError: if it is not one token of the vocabulary; the message names the pieces it falls into.
+    """
+    vocabulary = tokenizer.get_vocab()
+    if token in vocabulary:
+        return int(vocabulary[token])
+    pieces = tokenizer.tokenize(token)
+    if len(pieces) == 1 and pieces[0] in vocabulary and pieces[0] != tokenizer.unk_token:
+        return int(vocabulary[pieces[0]])
+    raise ValueError(f"{token!r} is not a token of the vocabulary; the tokenizer makes {pieces} of it. Ask for one of these.")
+
+
+class TokenSenses(NamedTuple):
+    """The senses of one token, most frequent first as built.
+
+    Attributes:
+        sense_ids: their rows in the dictionary.
+        vectors: ``(num, dim)``.
+        counts: int64 ``(num,)``, occurrences behind each.
+        spread: float32 ``(num,)``, mean squared distance of those occurrences to the vector.
+    """
+
+    sense_ids: range
+    vectors: torch.Tensor
+    counts: torch.Tensor
+    spread: torch.Tensor
+
+
+class SenseDictionary:
+    """For each token id a few vectors, its senses.
+
+    Args:
+        senses: float16, bfloat16 or float32 ``(num_senses, dim)``, or its row blocks in order.
+        offsets: int64 ``(vocab_size + 1,)``; token ``t`` owns rows ``offsets[t]:offsets[t + 1]``.
+        counts: int64 ``(num_senses,)``, occurrences behind each sense; ones if not given.
+        spread: float32 ``(num_senses,)``, mean squared distance of those occurrences to the sense; zeros if not given.
+        metric: how a hidden state picks a sense: ``"dot"``, ``"cosine"`` or ``"l2"``.
+        tokenizer_fingerprint: of the tokenizer whose ids these are, from ``tokenizer_fingerprint``.
+        metadata: how it was built: ``teacher``, ``clustering``, ``sampling``, ``corpus``, each a dict.
+        tokenizer: lets ``senses_of`` take a token as text.
+
+    Raises:
+        ValueError: if shapes, dtypes, offsets or the metric do not fit together, or a value is not finite.
+
+    Example:
+        >>> dictionary = SenseDictionary(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 2, 2]))
+        >>> hidden = torch.tensor([[[0.1, 0.9], [5.0, 5.0]]])
+        >>> dictionary.lookup(torch.tensor([[0, 1]]), hidden)
+        tensor([[   1, -100]])
+        >>> dictionary.replace(torch.tensor([[0, 1]]), hidden)
+        tensor([[[0., 1.],
+                 [5., 5.]]])
+    """
+
+    def __init__(
+        self,
+        senses: torch.Tensor | Sequence[torch.Tensor],
+        offsets: torch.Tensor,
+        counts: torch.Tensor | None = None,
+        spread: torch.Tensor | None = None,
+        *,
+        metric: str = "l2",
+        tokenizer_fingerprint: str | None = None,
+        metadata: dict[str, Any] | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
+        self._blocks = [senses] if isinstance(senses, torch.Tensor) else list(senses)
+        self.offsets = offsets
+        total = sum(len(block) for block in self._blocks)
+        self.counts = torch.ones(total, dtype=torch.int64) if counts is None else counts
+        self.spread = torch.zeros(total, dtype=torch.float32) if spread is None else spread
+        self.metric: Metric = check_metric(metric)
+        self.tokenizer_fingerprint = tokenizer_fingerprint
+        self.metadata = dict(metadata or {})
+        self.tokenizer = tokenizer
+        self._checksums: dict[str, str] | None = None
+        self._half_norms: torch.Tensor | None = None
+        self._check_shapes()
+        if sum(block.nbytes for block in self._blocks) <= storage.VERIFY_BYTES:
+            self.check_finite()
+
+    def _check_shapes(self) -> None:
+        blocks, total = self._blocks, self.num_senses
+        if not blocks or any(b.ndim != 2 or b.shape[1] != blocks[0].shape[1] or b.dtype != blocks[0].dtype for b in blocks):
+            raise ValueError(
+                "senses should be (num_senses, dim), or row blocks of one width and dtype, but got "
+                f"{[(tuple(block.shape), block.dtype) for block in blocks]}."
+            )
+        if blocks[0].dtype not in (torch.float16, torch.bfloat16, torch.float32):
+            raise ValueError(f"senses should be float16, bfloat16 or float32, but is {blocks[0].dtype}.")
+        offsets = self.offsets
+        if offsets.ndim != 1 or offsets.dtype != torch.int64 or len(offsets) < 1:
+            raise ValueError(f"offsets should be int64 (vocab_size + 1,), but is {offsets.dtype} {tuple(offsets.shape)}.")
+        if int(offsets[0]) != 0 or int(offsets[-1]) != total or bool((offsets[1:] < offsets[:-1]).any()):
+            raise ValueError(
+                f"offsets should rise from 0 to num_senses = {total} without a step back, but runs from {int(offsets[0])} "
+                f"to {int(offsets[-1])}."
+            )
+        for name, tensor, dtype in (("counts", self.counts, torch.int64), ("spread", self.spread, torch.float32)):
+            if tuple(tensor.shape) != (total,) or tensor.dtype != dtype:
+                raise ValueError(f"{name} should be {dtype} ({total},), but is {tensor.dtype} {tuple(tensor.shape)}.")
+        if bool((self.counts < 0).any()):
+            raise ValueError("counts should not be negative.")
+
+    def check_finite(self) -> None:
+        """Reads every sense; raises ``ValueError`` if a value is NaN or infinite. Done at construction up to 256 MiB."""
+        for block in self._blocks:
+            for rows in block.split(max(1, 2**24 // max(1, self.dim))):
+                if not bool(torch.isfinite(rows).all()):
+                    raise ValueError("senses holds NaN or infinite values; look for them in the teacher's output.")
+
+    @property
+    def senses(self) -> torch.Tensor:
+        """The table, ``(num_senses, dim)``. One stored in several files is copied into memory by this; ``rows`` is not."""
+        return self._blocks[0] if len(self._blocks) == 1 else torch.cat(self._blocks)
+
+    @property
+    def dim(self) -> int:
+        """The width of a sense."""
+        return int(self._blocks[0].shape[1])
+
+    @property
+    def num_senses(self) -> int:
+        """How many senses there are in all."""
+        return sum(len(block) for block in self._blocks)
+
+    @property
+    def vocab_size(self) -> int:
+        """How many token ids it knows, with senses or without."""
+        return len(self.offsets) - 1
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the senses."""
+        return self._blocks[0].dtype
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the table by its bytes: targets and students hold it to know their dictionary again."""
+        if self._checksums is None:
+            self._checksums = {"senses": storage.sha256_of(self._blocks), "offsets": storage.sha256_of([self.offsets])}
+        return hashlib.sha256((self._checksums["senses"] + self._checksums["offsets"]).encode()).hexdigest()
+
+    def rows(self, sense_ids: torch.Tensor) -> torch.Tensor:
+        """The senses of ``sense_ids`` int64 ``(n,)``, copied to ``(n, dim)``; reads no other row."""
+        if len(self._blocks) == 1:
+            return self._blocks[0][sense_ids]
+        ends = torch.tensor([len(block) for block in self._blocks]).cumsum(0)
+        owner = torch.searchsorted(ends, sense_ids, right=True)
+        result = torch.empty(len(sense_ids), self.dim, dtype=self.dtype)
+        for number, block in enumerate(self._blocks):
+            mine = (owner == number).nonzero().squeeze(-1)
+            result[mine] = block[sense_ids[mine] - (ends[number] - len(block))]
+        return result
+
+    def senses_of(self, token: int | str, tokenizer: PreTrainedTokenizerBase | None = None) -> TokenSenses:
+        """The senses of a token id, or of a token given as text.
+
+        Raises:
+            ValueError: if there is no such token, or it is text and no tokenizer is known.
+        """
+        if isinstance(token, str):
+            tokenizer = tokenizer or self.tokenizer
+            if tokenizer is None:
+                raise ValueError(f"To find the senses of {token!r}, pass the teacher's tokenizer, or give the token's id.")
+            token = token_id_of(token, tokenizer)
+        if not 0 <= token < self.vocab_size:
+            raise ValueError(f"Token id {token} is outside the vocabulary of {self.vocab_size} tokens.")
+        ids = range(int(self.offsets[token]), int(self.offsets[token + 1]))
+        part = slice(ids.start, ids.stop)
+        return TokenSenses(ids, self.rows(torch.arange(ids.start, ids.stop)), self.counts[part], self.spread[part])
+
+    @torch.no_grad()
+    def lookup(
+        self, input_ids: torch.Tensor, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The best sense of each token by ``metric``; ties go to the lowest sense id.
+
+        Args:
+            input_ids: int64 ``(...)``, any leading shape.
+            hidden_states: floating ``(..., dim)``, on any device.
+            attention_mask: ``(...)``; tokens where it is 0 get no sense.
+
+        Returns:
+            int64 ``(...)``, global sense ids; -100 where the token has no sense.
+
+        Raises:
+            ValueError: if shapes do not fit, an id is outside the vocabulary, or a score is not finite.
+        """
+        if hidden_states.shape != (*input_ids.shape, self.dim):
+            raise ValueError(
+                f"hidden_states should be {(*input_ids.shape, self.dim)} for input_ids {tuple(input_ids.shape)} and this "
+                f"dictionary's width, but is {tuple(hidden_states.shape)}."
+            )
+        token_ids = input_ids.reshape(-1)
+        if token_ids.numel() and (int(token_ids.min()) < 0 or int(token_ids.max()) >= self.vocab_size):
+            raise ValueError(
+                f"input_ids should be in 0..{self.vocab_size - 1}, but run from {int(token_ids.min())} to "
+                f"{int(token_ids.max())}. Was the text tokenized with the dictionary's tokenizer?"
+            )
+        hidden = hidden_states.reshape(-1, self.dim)
+        if attention_mask is not None:
+            kept = attention_mask.reshape(-1).bool().nonzero().squeeze(-1)
+            result = torch.full_like(token_ids, NO_SENSE)
+            result[kept] = self._lookup(token_ids[kept], hidden[kept])
+        else:
+            result = self._lookup(token_ids, hidden)
+        return result.view(input_ids.shape)
+
+    def _lookup(self, token_ids: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        if len(self._blocks) == 1 and self._blocks[0].device == hidden.device:
+            index = RaggedIndex.of(token_ids, self.offsets)
+            halves = self._kept_half_norms()
+            return best_sense(sense_scores(hidden, index, self._blocks[0], self.metric, halves), index)
+        # The table is elsewhere, or in several files: bring the batch's own rows together and number them anew.
+        tokens, compact_ids = token_ids.cpu().unique(return_inverse=True)
+        own = RaggedIndex.of(tokens, self.offsets)
+        index = RaggedIndex.of(compact_ids, own.starts)
+        index = RaggedIndex(*(getattr(index, name).to(hidden.device) for name in ("starts", "lengths", "rows", "sense_ids")))
+        best = best_sense(sense_scores(hidden, index, self.rows(own.sense_ids).to(hidden.device), self.metric), index)
+        if len(own.sense_ids) == 0:
+            return best
+        return torch.where(best >= 0, own.sense_ids.to(best.device)[best.clamp_min(0)], NO_SENSE)
+
+    def _kept_half_norms(self) -> torch.Tensor | None:
+        if self.metric == "dot" or self._blocks[0].nbytes > _KEEP_NORMS_BYTES:
+            return None
+        if self._half_norms is None:
+            self._half_norms = half_squared_norms(self._blocks[0])
+        return self._half_norms
+
+    def replace(
+        self, input_ids: torch.Tensor, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """``hidden_states`` ``(..., dim)`` with each token's vector replaced by its best sense.
+
+        A token without senses, or under padding, keeps its vector. Arguments and errors are those of ``lookup``; a model
+        that does this in its forward pass is ``SenseModel``.
+        """
+        sense_ids = self.lookup(input_ids, hidden_states, attention_mask).reshape(-1)
+        hidden = hidden_states.reshape(-1, self.dim)
+        if len(self._blocks) == 1 and self._blocks[0].device == hidden.device:
+            return take_senses(self._blocks[0], sense_ids, hidden).view_as(hidden_states)
+        found = (sense_ids >= 0).nonzero().squeeze(-1)
+        result = hidden.clone()
+        result[found] = self.rows(sense_ids[found].cpu()).to(result)
+        return result.view_as(hidden_states)
+
+    def summary(self) -> dict[str, int | float]:
+        """Numbers about the table: tokens with senses, senses, occurrences, senses a token, spread, megabytes."""
+        lengths = (self.offsets[1:] - self.offsets[:-1])[self.offsets[1:] > self.offsets[:-1]]
+        occurrences = int(self.counts.sum())
+        return {
+            "vocab_size": self.vocab_size,
+            "tokens_with_senses": len(lengths),
+            "num_senses": self.num_senses,
+            "dim": self.dim,
+            "occurrences": occurrences,
+            "mean_senses_per_token": float(lengths.float().mean()) if len(lengths) else 0.0,
+            "median_senses_per_token": int(lengths.median()) if len(lengths) else 0,
+            "max_senses_per_token": int(lengths.max()) if len(lengths) else 0,
+            "mean_spread": float((self.spread.double() * self.counts).sum() / max(1, occurrences)),
+            "megabytes": sum(block.nbytes for block in self._blocks) / 1e6,
+        }
+
+    def to(self, dtype: torch.dtype) -> SenseDictionary:
+        """A copy whose senses are float16, bfloat16 or float32.
+
+        Raises:
+            ValueError: if a value overflows the dtype; bfloat16 has float32's range.
+        """
+        blocks = [block.to(dtype) for block in self._blocks]
+        if any(bool(torch.isinf(block).any()) for block in blocks):
+            largest = max(float(block.abs().max()) for block in self._blocks if len(block))
+            raise ValueError(f"A sense value of {largest:.4g} overflows {dtype}; use torch.bfloat16.")
+        return self._copy(blocks, self.offsets, self.counts, self.spread)
+
+    def merge(self, other: SenseDictionary) -> SenseDictionary:
+        """A dictionary with the senses of both: each token's own first, then those of ``other``.
+
+        Raises:
+            ValueError: if width, vocabulary, tokenizer or metric differ.
+        """
+        for name in ("dim", "vocab_size", "metric", "tokenizer_fingerprint"):
+            if getattr(self, name) != getattr(other, name):
+                raise ValueError(
+                    f"Dictionaries to merge must share their {name}, but have {getattr(self, name)!r} and "
+                    f"{getattr(other, name)!r}."
+                )
+        vocabulary = torch.arange(self.vocab_size)
+        tokens = torch.cat([torch.repeat_interleave(vocabulary, d.offsets[1:] - d.offsets[:-1]) for d in (self, other)])
+        order = tokens.argsort(stable=True)
+        dtype = torch.promote_types(self.dtype, other.dtype)
+        return self._copy(
+            [torch.cat([self.senses.to(dtype), other.senses.to(dtype)])[order]],
+            self.offsets + other.offsets,
+            torch.cat([self.counts, other.counts])[order],
+            torch.cat([self.spread, other.spread])[order],
+            {"corpus": {"merged": [d.metadata.get("corpus") for d in (self, other)]}},
+        )
+
+    def _copy(
+        self,
+        blocks: list[torch.Tensor],
+        offsets: torch.Tensor,
+        counts: torch.Tensor,
+        spread: torch.Tensor,
+        metadata: dict[str, Any] | None = None,
+    ) -> SenseDictionary:
+        return SenseDictionary(
+            blocks,
+            offsets,
+            counts,
+            spread,
+            metric=self.metric,
+            tokenizer_fingerprint=self.tokenizer_fingerprint,
+            metadata=self.metadata | (metadata or {}),
+            tokenizer=self.tokenizer,
+        )
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], max_shard_size: int = 5 * 10**9) -> None:
+        """Writes the dictionary, its description and a card into a folder, each file whole or not at all.
+
+        Args:
+            save_directory: made if it is missing. Other files in it are left alone.
+            max_shard_size: bytes of senses a file; past it they are stored in row blocks with an index.
+        """
+        from hf_sense import __version__
+
+        folder = Path(save_directory)
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"save_directory should be a folder, but {str(folder)!r} is a file.")
+        description = {
+            "library_version": __version__,
+            "dim": self.dim,
+            "vocab_size": self.vocab_size,
+            "num_senses": self.num_senses,
+            "metric": self.metric,
+            "tokenizer_fingerprint": self.tokenizer_fingerprint,
+            **self.metadata,
+        }
+        small = {"offsets": self.offsets, "counts": self.counts, "spread": self.spread}
+        storage.write_dictionary(folder, self._blocks, small, description, max_shard_size)
+        write_card(folder, dictionary_card(folder.name, self.metadata, self.summary()))
+
+    @classmethod
+    def from_pretrained(
+        cls, name_or_path: str | os.PathLike[str], *, subfolder: str = "", verify: bool | None = None
+    ) -> SenseDictionary:
+        """Opens a dictionary that ``save_pretrained`` wrote; its senses are memory-mapped.
+
+        Args:
+            name_or_path: the folder.
+            subfolder: the folder within it, if any.
+            verify: read every sense and compare checksums; ``None`` does so up to 256 MiB.
+
+        Raises:
+            FileNotFoundError: if there is no such folder, or a file of it is missing.
+            ValueError: if a file is damaged, hostile, or of a newer format.
+        """
+        blocks, small, described = storage.read_dictionary(Path(name_or_path) / subfolder, verify)
+        own = ("format_version", "library_version", "dim", "vocab_size", "num_senses", "metric", "sha256")
+        dictionary = cls(
+            blocks,
+            **small,
+            metric=described["metric"],
+            tokenizer_fingerprint=described["tokenizer_fingerprint"],
+            metadata={key: value for key, value in described.items() if key not in (*own, "tokenizer_fingerprint")},
+        )
+        dictionary._checksums = described["sha256"]
+        return dictionary
+
+    def __repr__(self) -> str:
+        return (
+            f"SenseDictionary(num_senses={self.num_senses}, dim={self.dim}, vocab_size={self.vocab_size}, "
+            f"metric={self.metric!r}, dtype={self.dtype})"
+        )

@@ -1,0 +1,403 @@
+"""Sense models: a backbone, an optional projection, and a layer that replaces each hidden state by a sense of its token.
+
+How they are distilled stands in ``hf_sense.trainer``; how they are cut out of a teacher, in ``hf_sense.students``.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModel, PretrainedConfig, PreTrainedModel
+from transformers.activations import ACT2FN
+from transformers.modeling_outputs import ModelOutput, SequenceClassifierOutput
+from transformers.models.auto.modeling_auto import MODEL_MAPPING
+
+from hf_sense.configuration_sense import SenseConfig
+from hf_sense.dictionary import SenseDictionary
+from hf_sense.padding import RightAligned
+from hf_sense.pooling import frequency_weights, pool
+from hf_sense.ragged import (
+    NO_SENSE,
+    RaggedIndex,
+    best_sense,
+    expected_sense,
+    half_squared_norms,
+    sense_log_probabilities,
+    sense_scores,
+    take_senses,
+)
+
+
+@dataclass
+class SenseModelOutput(ModelOutput):
+    """What ``SenseModel`` returns.
+
+    Attributes:
+        last_hidden_state: ``(batch, sequence, sense_dim)``, replaced by senses as ``config.selection`` says.
+        contextual_hidden_state: ``(batch, sequence, sense_dim)`` before replacement, with ``output_senses=True``.
+        sense_ids: int64 ``(batch, sequence)``, the best senses, -100 where a token has none; with ``output_senses=True``.
+        sense_scores: float32 ``(pairs,)``, the score of each sense of each token under the mask, laid out as
+            ``RaggedIndex.of(input_ids[attention_mask.bool()], offsets)``; with ``output_senses=True``.
+        hidden_states: the backbone's, with ``output_hidden_states=True``.
+        attentions: the backbone's, with ``output_attentions=True``.
+    """
+
+    last_hidden_state: torch.Tensor | None = None
+    contextual_hidden_state: torch.Tensor | None = None
+    sense_ids: torch.Tensor | None = None
+    sense_scores: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+class SenseTable(nn.Module):
+    """A model's senses: tensors among its weights, or a memory-mapped dictionary kept outside."""
+
+    def __init__(self, config: SenseConfig) -> None:
+        super().__init__()
+        self.metric = config.metric
+        self.outside: SenseDictionary | None = None
+        rows = 0 if config.sense_dictionary else config.num_senses
+        self.register_buffer("senses", torch.zeros(rows, config.sense_dim))
+        self.register_buffer("offsets", torch.zeros(config.vocab_size + 1, dtype=torch.int64))
+        self.register_buffer("counts", torch.zeros(config.num_senses, dtype=torch.int64))
+        self.register_buffer("spread", torch.zeros(config.num_senses))
+        self._half_norms: tuple[Any, torch.Tensor] | None = None
+        self._probabilities: tuple[Any, torch.Tensor] | None = None
+
+    def fill(self, dictionary: SenseDictionary, dtype: torch.dtype, outside: bool) -> None:
+        """Takes over a dictionary's tensors; tokens past its vocabulary get no senses."""
+        extra = len(self.offsets) - len(dictionary.offsets)
+        self.offsets = torch.nn.functional.pad(dictionary.offsets, (0, extra), value=dictionary.num_senses)
+        self.counts, self.spread = dictionary.counts, dictionary.spread
+        if outside:
+            self.outside = dictionary
+        else:
+            self.senses = dictionary.senses.to(dtype)
+
+    def half_norms(self) -> torch.Tensor | None:
+        """``|s|^2 / 2`` of each sense, computed when the table has changed."""
+        if self.metric == "dot" or self.outside is not None:
+            return None
+        key = (self.senses.data_ptr(), self.senses.dtype, self.senses.device, self.senses.shape)
+        if self._half_norms is None or self._half_norms[0] != key:
+            self._half_norms = key, half_squared_norms(self.senses)
+        return self._half_norms[1]
+
+    def probabilities(self) -> torch.Tensor:
+        """The share of each token id among the occurrences behind the dictionary, float32 ``(vocab_size,)``."""
+        key = (self.counts.data_ptr(), self.counts.device, self.offsets.data_ptr(), len(self.offsets))
+        if self._probabilities is None or self._probabilities[0] != key:
+            running = torch.zeros(len(self.counts) + 1, dtype=torch.float64, device=self.counts.device)
+            running[1:] = self.counts.to(torch.float64).cumsum(0)
+            shares = (running[self.offsets[1:]] - running[self.offsets[:-1]]) / running[-1].clamp_min(1)
+            self._probabilities = key, shares.float()
+        return self._probabilities[1]
+
+    def layout(self, token_ids: torch.Tensor) -> tuple[RaggedIndex, torch.Tensor, torch.Tensor | None]:
+        """The senses of ``token_ids`` ``(n,)``: their layout, the table it points into, and the table's global ids.
+
+        The third is ``None`` where the layout's sense ids are global already.
+        """
+        if self.outside is None:
+            return RaggedIndex.of(token_ids, self.offsets), self.senses, None
+        tokens, compact = token_ids.unique(return_inverse=True)
+        own = RaggedIndex.of(tokens, self.offsets)
+        rows = self.outside.rows(own.sense_ids.cpu()).to(token_ids.device)
+        return RaggedIndex.of(compact, own.starts), rows, own.sense_ids
+
+
+class SensePreTrainedModel(PreTrainedModel):
+    """What both sense models share: loading, resizing, saving."""
+
+    config_class = SenseConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    # Its buffers are not parameters, so accelerate would leave the table behind if it were split.
+    _no_split_modules = ["SenseTable"]  # noqa: RUF012
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, *args: Any, **kwargs: Any
+    ) -> SensePreTrainedModel:
+        """As every Transformers model; opens the dictionary too, if the configuration says that it lies outside."""
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if model.config.sense_dictionary:
+            model._open_dictionary(pretrained_model_name_or_path)
+        return loaded
+
+    def _open_dictionary(self, model_path: Any) -> None:
+        where = self.config.sense_dictionary
+        beside = Path(str(model_path)) / where
+        dictionary = SenseDictionary.from_pretrained(beside if beside.is_dir() else where)
+        if dictionary.fingerprint != self.config.dictionary_fingerprint:
+            raise ValueError(
+                f"The model was made with the dictionary {self.config.dictionary_fingerprint}, but {where} is "
+                f"{dictionary.fingerprint}. Point config.sense_dictionary to the one it was made with."
+            )
+        self.sense_table.outside = dictionary
+
+    @property
+    def sense_table(self) -> SenseTable:
+        """The model's senses."""
+        return self.base_model.table
+
+    def to_dictionary(self) -> SenseDictionary:
+        """The model's senses as a dictionary that can be saved, inspected or given to another student."""
+        table = self.sense_table
+        if table.outside is not None:
+            return table.outside
+        senses = table.senses.detach().cpu()
+        return SenseDictionary(
+            senses,
+            table.offsets.cpu(),
+            table.counts.cpu(),
+            table.spread.float().cpu(),
+            metric=self.config.metric,
+            tokenizer_fingerprint=self.config.tokenizer_fingerprint,
+            metadata=self.config.dictionary_metadata,
+        )
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The backbone's token embeddings."""
+        return self.base_model.backbone.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replaces the backbone's token embeddings."""
+        self.base_model.backbone.set_input_embeddings(value)
+
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """As every Transformers model; new tokens have no senses, and the senses of tokens cut off are dropped."""
+        embeddings = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
+        table, size = self.sense_table, embeddings.weight.shape[0]
+        old = len(table.offsets) - 1
+        if size > old:
+            table.offsets = torch.nn.functional.pad(table.offsets, (0, size - old), value=int(table.offsets[-1]))
+        elif size < old:
+            table.offsets = table.offsets[: size + 1].clone()
+            kept = int(table.offsets[-1])
+            table.counts, table.spread = table.counts[:kept].clone(), table.spread[:kept].clone()
+            if table.outside is None:
+                table.senses = table.senses[:kept].clone()
+            self.config.num_senses = kept
+        self.config.vocab_size = size
+        return embeddings
+
+    @classmethod
+    def from_teacher(cls, teacher: Any, dictionary: SenseDictionary, **options: Any) -> SensePreTrainedModel:
+        """A student of the teacher's first layers, or of another backbone, with the dictionary's senses.
+
+        See ``hf_sense.students.make_student`` for the options: ``num_hidden_layers``, ``backbone``, ``copy_head``,
+        ``dictionary_path``, and every field of ``SenseConfig``.
+        """
+        from hf_sense.students import make_student
+
+        return make_student(cls, teacher, dictionary, **options)
+
+
+class SenseModel(SensePreTrainedModel):
+    """A backbone whose last hidden state is replaced, token by token, by a sense of the token.
+
+    Example:
+        >>> model = SenseModel.from_pretrained("org/skd-minilm")  # doctest: +SKIP
+        >>> model(**tokenizer("a text", return_tensors="pt")).last_hidden_state  # doctest: +SKIP
+    """
+
+    def __init__(self, config: SenseConfig) -> None:
+        super().__init__(config)
+        if config.backbone_config is None:
+            raise ValueError("SenseConfig needs a backbone_config; SenseModel.from_teacher makes one.")
+        self.backbone = make_backbone(config.backbone_config)
+        width = config.backbone_config.get_text_config().hidden_size
+        self.sense_projection = nn.Linear(width, config.sense_dim) if width != config.sense_dim else None
+        self.table = SenseTable(config)
+        self._backbone_inputs = set(inspect.signature(self.backbone.forward).parameters)
+        self._no_split_modules = sorted({"SenseTable", *(self.backbone._no_split_modules or ())})
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        output_senses: bool = False,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> SenseModelOutput | tuple[torch.Tensor, ...]:
+        """Runs the backbone and replaces its hidden states.
+
+        Args:
+            input_ids: int64 ``(batch, sequence)``; a sense is picked among those of its token, so they are needed.
+            attention_mask: ``(batch, sequence)``, 1 at tokens; padding may be on either side.
+            token_type_ids: ``(batch, sequence)``, passed on to backbones that number segments.
+            inputs_embeds: given to the backbone instead of the embeddings of ``input_ids``.
+            output_senses: also return what the choice was made from.
+            output_hidden_states: also return the backbone's hidden states.
+            output_attentions: also return the backbone's attentions.
+            return_dict: ``False`` for a tuple.
+            **kwargs: passed on to the backbone if it takes them.
+
+        Raises:
+            ValueError: if ``input_ids`` are missing.
+        """
+        if input_ids is None:
+            raise ValueError("A sense model needs input_ids, also beside inputs_embeds: senses belong to token ids.")
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        aligned = RightAligned(attention_mask)
+        inputs = {"attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        inputs |= {"input_ids": input_ids} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
+        inputs = {name: aligned.move(tensor) for name, tensor in inputs.items() if tensor is not None}
+        extra = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions, **kwargs}
+        inputs |= {name: value for name, value in extra.items() if value is not None}
+        inputs = {name: value for name, value in inputs.items() if name in self._backbone_inputs or name in extra}
+        output = self.backbone(**inputs, return_dict=True)
+        contextual = aligned.restore(output.last_hidden_state)
+        if self.sense_projection is not None:
+            contextual = self.sense_projection(contextual)
+        replaced, sense_ids, scores = self._replace(contextual, input_ids, attention_mask, output_senses)
+        result = SenseModelOutput(
+            last_hidden_state=replaced,
+            contextual_hidden_state=contextual if output_senses else None,
+            sense_ids=sense_ids,
+            sense_scores=scores,
+            hidden_states=output.get("hidden_states"),
+            attentions=output.get("attentions"),
+        )
+        return result if return_dict is not False else result.to_tuple()
+
+    def _replace(
+        self, contextual: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor, output_senses: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        config = self.config
+        if config.selection == "none" and not output_senses:
+            return contextual, None, None
+        flat = contextual.reshape(-1, contextual.shape[-1])
+        kept = attention_mask.reshape(-1).nonzero().squeeze(-1)
+        hidden = flat[kept]
+        index, senses, global_ids = self.table.layout(input_ids.reshape(-1)[kept])
+        soft = config.selection == "soft"
+        with torch.set_grad_enabled(torch.is_grad_enabled() and soft):
+            scores = sense_scores(
+                hidden if soft else hidden.detach(), index, senses, config.metric, self.table.half_norms(), check_finite=False
+            )
+        best = None if soft and not output_senses else best_sense(scores.detach(), index)
+        if soft:
+            probabilities = sense_log_probabilities(scores / config.selection_temperature, index).exp()
+            chosen = expected_sense(probabilities, index, senses, hidden)
+        elif config.selection == "none":
+            chosen = hidden
+        else:
+            chosen = take_senses(senses, best, hidden)
+            if config.selection == "straight_through":
+                chosen = hidden + (chosen - hidden).detach()
+        replaced = flat.index_copy(0, kept, chosen.to(flat.dtype)).view_as(contextual)
+        if not output_senses or best is None:
+            return replaced, None, None
+        if global_ids is not None and len(global_ids):
+            best = torch.where(best >= 0, global_ids[best.clamp_min(0)], NO_SENSE)
+        sense_ids = torch.full_like(input_ids, NO_SENSE).view(-1)
+        sense_ids[kept] = best
+        return replaced, sense_ids.view_as(input_ids), scores
+
+    def pool(
+        self, hidden_states: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """One vector a text by ``config.pooling``: ``(batch, sequence, dim)`` in, ``(batch, dim)`` out."""
+        attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        weights = None
+        if self.config.pooling == "frequency":
+            weights = frequency_weights(self.table.probabilities(), self.config.frequency_smoothing)[input_ids]
+        return pool(hidden_states, attention_mask, self.config.pooling, weights)
+
+
+class SenseModelForSequenceClassification(SensePreTrainedModel):
+    """A sense model with pooling and a linear classifier, after one hidden layer if ``config.head_activation`` says so.
+
+    With ``selection="hard"`` the loss trains the classifier alone, since a table passes no gradient; to fine-tune the
+    backbone choose ``"straight_through"`` or ``"soft"``, or distil it with ``SenseDistillationTrainer``.
+    """
+
+    def __init__(self, config: SenseConfig) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.model = SenseModel(config)
+        self.head_dense = nn.Linear(config.sense_dim, config.sense_dim) if config.head_activation else None
+        self.head_activation = ACT2FN[config.head_activation] if config.head_activation else None
+        self.head_dropout = nn.Dropout(config.classifier_dropout)
+        self.classifier = nn.Linear(config.sense_dim, config.num_labels)
+        self._no_split_modules = self.model._no_split_modules
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+        num_items_in_batch: Any = None,
+    ) -> SequenceClassifierOutput | tuple[torch.Tensor, ...]:
+        """Classifies texts. Inputs as for ``SenseModel``.
+
+        Args:
+            input_ids: int64 ``(batch, sequence)``.
+            attention_mask: ``(batch, sequence)``.
+            token_type_ids: ``(batch, sequence)``.
+            inputs_embeds: ``(batch, sequence, width)``.
+            labels: int64 ``(batch,)`` classes, or floating ``(batch, num_labels)``, as ``config.problem_type`` says.
+            output_hidden_states: also return the backbone's hidden states.
+            output_attentions: also return the backbone's attentions.
+            return_dict: ``False`` for a tuple.
+            num_items_in_batch: texts over which the loss is a mean; given by ``Trainer`` when it accumulates gradients.
+        """
+        output = self.model(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            inputs_embeds,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+        )
+        logits = self.classify(self.model.pool(output.last_hidden_state, input_ids, attention_mask))
+        loss = None
+        if labels is not None:
+            items = {} if num_items_in_batch is None else {"num_items_in_batch": num_items_in_batch}
+            loss = self.loss_function(
+                labels=labels, logits=logits, pooled_logits=logits, config=self.config, **items
+            )
+        result = SequenceClassifierOutput(
+            loss=loss, logits=logits, hidden_states=output.hidden_states, attentions=output.attentions
+        )
+        return result if return_dict is not False else result.to_tuple()
+
+    def classify(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Logits ``(batch, num_labels)`` of pooled vectors ``(batch, sense_dim)``."""
+        if self.head_dense is not None:
+            vectors = self.head_activation(self.head_dense(self.head_dropout(vectors)))
+        return self.classifier(self.head_dropout(vectors))
+
+
+def make_backbone(config: PretrainedConfig) -> PreTrainedModel:
+    """An empty model of ``config``, without a pooling layer where the class lets one choose."""
+    model_class = MODEL_MAPPING.get(type(config))
+    if isinstance(model_class, type) and "add_pooling_layer" in inspect.signature(model_class.__init__).parameters:
+        return AutoModel.from_config(config, add_pooling_layer=False)
+    return AutoModel.from_config(config)

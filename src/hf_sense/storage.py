@@ -1,0 +1,298 @@
+"""The files of a sense dictionary: written whole or not at all, checked before any memory is taken, memory-mapped.
+
+It knows the layout on disk (docs/file-format.md) and nothing of what the numbers are for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import mmap
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+logger = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+TENSORS_NAME = "sense_dictionary.safetensors"
+INDEX_NAME = "sense_dictionary.safetensors.index.json"
+JSON_NAME = "sense_dictionary.json"
+
+# Up to this size a load reads every sense and compares the checksum; past it, only when asked to.
+VERIFY_BYTES = 256 * 2**20
+_JSON_BYTES = 64 * 2**20
+
+_SENSE_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
+_REQUIRED = {
+    "format_version": int,
+    "dim": int,
+    "vocab_size": int,
+    "num_senses": int,
+    "metric": str,
+    "tokenizer_fingerprint": (str, type(None)),
+    "sha256": dict,
+}
+_OPTIONAL = {"teacher", "clustering", "sampling", "corpus", "library_version"}
+
+
+def sha256_of(blocks: Iterable[torch.Tensor]) -> str:
+    """The sha256, in hexadecimal, of the bytes of the row blocks of one tensor, as if they were joined."""
+    digest = hashlib.sha256()
+    for block in blocks:
+        flat = block.detach().cpu().contiguous().view(-1)
+        step = 64 * 2**20
+        for begin in range(0, len(flat), step):
+            digest.update(flat[begin : begin + step].view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Calls ``write`` on a temporary name beside ``path``, flushes it to disk and renames it to ``path``."""
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    os.close(handle)
+    try:
+        write(Path(temporary))
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes ``text`` to ``path`` as UTF-8, whole or not at all."""
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8") and None)
+
+
+def write_dictionary(
+    folder: Path,
+    senses: list[torch.Tensor],
+    small: dict[str, torch.Tensor],
+    metadata: dict[str, Any],
+    max_shard_size: int,
+) -> None:
+    """Writes tensors, then the JSON that names their checksums, each by rename; then removes files of an older layout.
+
+    Args:
+        folder: made if it is missing.
+        senses: row blocks of the table, each ``(rows, dim)``.
+        small: ``offsets``, ``counts`` and ``spread``.
+        metadata: what the JSON holds beside what is read off the tensors.
+        max_shard_size: bytes of senses a file.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    row_bytes = max(1, senses[0].shape[1] * senses[0].element_size())
+    rows_a_file = max(1, max_shard_size // row_bytes)
+    parts = [part for block in senses for part in block.split(rows_a_file)] if len(senses[0]) else senses
+    small = {name: tensor.contiguous() for name, tensor in small.items()}
+    if len(parts) == 1:
+        files = {TENSORS_NAME: {"senses": parts[0].contiguous(), **small}}
+    else:
+        files = {}
+        for number, part in enumerate(parts):
+            name = f"sense_dictionary-{number + 1:05d}-of-{len(parts):05d}.safetensors"
+            files[name] = {f"senses.{number}": part.contiguous(), **(small if number == 0 else {})}
+    for name, tensors in files.items():
+        _write_tensors(folder / name, tensors)
+    if len(parts) > 1:
+        weight_map = {key: name for name, tensors in files.items() for key in tensors}
+        total = sum(tensor.nbytes for tensors in files.values() for tensor in tensors.values())
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        write_text(folder / INDEX_NAME, json.dumps(index, indent=2) + "\n")
+    checksums = {"senses": sha256_of(senses)} | {name: sha256_of([tensor]) for name, tensor in small.items()}
+    description = {"format_version": FORMAT_VERSION, **metadata, "sha256": checksums}
+    write_text(folder / JSON_NAME, json.dumps(description, indent=2, ensure_ascii=False) + "\n")
+    stale = set(folder.glob("sense_dictionary-*-of-*.safetensors")) | {folder / TENSORS_NAME, folder / INDEX_NAME}
+    kept = {folder / name for name in files} | ({folder / INDEX_NAME} if len(parts) > 1 else set())
+    for path in stale - kept:
+        path.unlink(missing_ok=True)
+
+
+def _write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata={"format": "pt"}))
+
+
+def read_dictionary(
+    folder: Path, verify: bool | None = None
+) -> tuple[list[torch.Tensor], dict[str, torch.Tensor], dict[str, Any]]:
+    """Maps a dictionary's tensors and reads its JSON, having checked both.
+
+    Returns:
+        The row blocks of ``senses``, the small tensors by name, and the JSON.
+
+    Raises:
+        FileNotFoundError: if the folder or one of its files is missing.
+        ValueError: if a file is damaged, hostile or of a newer format; it names the file and the fault.
+    """
+    metadata = _read_description(folder)
+    num_senses, dim, vocab_size = (metadata[key] for key in ("num_senses", "dim", "vocab_size"))
+    files = _tensor_files(folder)
+    expected = {
+        "offsets": ([vocab_size + 1], ("I64",)),
+        "counts": ([num_senses], ("I64",)),
+        "spread": ([num_senses], ("F32",)),
+    }
+    blocks: dict[int, torch.Tensor] = {}
+    small: dict[str, torch.Tensor] = {}
+    for path in files:
+        for name, (dtype, shape, begin) in _checked_header(path).items():
+            number = _block_number(name)
+            if number is not None:
+                fits = len(shape) == 2 and shape[1] == dim and dtype in _SENSE_DTYPES
+                wanted = f"(rows, {dim}) of {', '.join(_SENSE_DTYPES)}"
+            elif name in expected:
+                fits = shape == expected[name][0] and dtype in expected[name][1]
+                wanted = f"{tuple(expected[name][0])} of {expected[name][1][0]}"
+            else:
+                raise ValueError(f"{path} holds a tensor named {name!r} that does not belong in a sense dictionary.")
+            if not fits:
+                raise ValueError(f"{path}: {name} should be {wanted}, but is {tuple(shape)} of {dtype}.")
+            target = blocks if number is not None else small
+            key: Any = number if number is not None else name
+            if key in target:
+                raise ValueError(f"{path}: {name} is stored twice.")
+            target[key] = _map(path, dtype, shape, begin)
+    missing = [name for name in expected if name not in small] + ([] if blocks else ["senses"])
+    if missing:
+        raise ValueError(f"{folder} lacks the tensors {', '.join(missing)}; the dictionary is not complete.")
+    senses = [blocks[number] for number in sorted(blocks)]
+    if sorted(blocks) != list(range(len(blocks))) or sum(map(len, senses)) != num_senses:
+        raise ValueError(
+            f"{folder}: the row blocks of senses hold {sum(map(len, senses))} rows, but {JSON_NAME} says {num_senses}."
+        )
+    if len({block.dtype for block in senses}) > 1:
+        raise ValueError(f"{folder}: the row blocks of senses differ in dtype.")
+    size = sum(block.nbytes for block in senses)
+    _check_bytes(folder, metadata["sha256"], small | {"senses": senses}, verify or (verify is None and size <= VERIFY_BYTES))
+    return senses, small, metadata
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no folder {str(folder)!r}. Give the folder that save_pretrained wrote.")
+    path = folder / JSON_NAME
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} is not a sense dictionary: it has no {JSON_NAME}.")
+    if path.stat().st_size > _JSON_BYTES:
+        raise ValueError(f"{path} is larger than {_JSON_BYTES} bytes; a dictionary's description is a few kilobytes.")
+    try:
+        metadata = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON ({error}). Save the dictionary again.") from error
+    if not isinstance(metadata, dict):
+        raise ValueError(f"{path} should hold one JSON object, but holds a {type(metadata).__name__}.")
+    version = metadata.get("format_version")
+    if type(version) is int and version > FORMAT_VERSION:
+        raise ValueError(
+            f"{path} has format version {version}, and this hf_sense reads up to {FORMAT_VERSION}. It was written by "
+            f"hf_sense {metadata.get('library_version', 'of a later release')}: pip install --upgrade hf-sense."
+        )
+    for key, kind in _REQUIRED.items():
+        value = metadata.get(key)
+        if key not in metadata or not isinstance(value, kind) or isinstance(value, bool):
+            raise ValueError(f"{path}: {key!r} should be a {kind}, but is {value!r}.")
+        if kind is int and not 0 <= value < 2**62:
+            raise ValueError(f"{path}: {key!r} is {value}, out of range.")
+    unknown = sorted(set(metadata) - set(_REQUIRED) - _OPTIONAL)
+    if unknown:
+        logger.warning("%s has keys that this version does not know; they are kept: %s.", path, ", ".join(unknown))
+    return metadata
+
+
+def _tensor_files(folder: Path) -> list[Path]:
+    single, index_path = folder / TENSORS_NAME, folder / INDEX_NAME
+    if single.is_file():
+        return [single]
+    if not index_path.is_file():
+        raise FileNotFoundError(f"{folder} has neither {TENSORS_NAME} nor {INDEX_NAME}; the dictionary is not complete.")
+    try:
+        names = sorted(set(json.loads(index_path.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{index_path} is not an index of safetensors files ({error!r}).") from error
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise ValueError(f"{index_path} names {name!r}, which is not a file of this folder.")
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{index_path} names {name}, which is missing; the dictionary is not complete.")
+    return [folder / name for name in names]
+
+
+def _checked_header(path: Path) -> dict[str, tuple[str, list[int], int]]:
+    """The dtype, shape and first byte of each tensor, after the safetensors library has found the file sound."""
+    try:
+        with safe_open(path, framework="pt"):
+            pass
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+    except (SafetensorError, ValueError, OSError) as error:
+        raise ValueError(
+            f"{path} is not a sound safetensors file ({error}). It may be cut short, damaged, or of another kind, as a "
+            "pickle is; nothing of it was run. Fetch or save the dictionary again."
+        ) from error
+    return {
+        name: (entry["dtype"], entry["shape"], 8 + length + entry["data_offsets"][0])
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
+
+
+def _block_number(name: str) -> int | None:
+    if name == "senses":
+        return 0
+    stem, _, number = name.partition(".")
+    return int(number) if stem == "senses" and number.isascii() and number.isdigit() and len(number) < 10 else None
+
+
+def _map(path: Path, dtype: str, shape: list[int], begin: int) -> torch.Tensor:
+    torch_dtype = _SENSE_DTYPES.get(dtype, torch.int64)
+    count = 1
+    for size in shape:
+        count *= size
+    if count == 0:
+        return torch.empty(shape, dtype=torch_dtype)
+    with open(path, "rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    if hasattr(mmap, "MADV_RANDOM"):
+        # Rows are touched here and there: without this the kernel reads megabytes around each.
+        mapped.madvise(mmap.MADV_RANDOM)
+    return torch.frombuffer(mapped, dtype=torch_dtype, count=count, offset=begin).view(shape)
+
+
+def _check_bytes(folder: Path, checksums: dict[str, Any], tensors: dict[str, Any], verify_senses: bool) -> None:
+    offsets, counts, spread, senses = (tensors[name] for name in ("offsets", "counts", "spread", "senses"))
+    num_senses = sum(map(len, senses))
+    if int(offsets[0]) != 0 or int(offsets[-1]) != num_senses or bool((offsets[1:] < offsets[:-1]).any()):
+        raise ValueError(
+            f"{folder}: offsets should rise from 0 to {num_senses} without a step back, but run from {int(offsets[0])} to "
+            f"{int(offsets[-1])}{' with steps back' if bool((offsets[1:] < offsets[:-1]).any()) else ''}."
+        )
+    if bool((counts < 0).any()):
+        raise ValueError(f"{folder}: counts has negative entries.")
+    if not bool((torch.isfinite(spread) & (spread >= 0)).all()):
+        raise ValueError(f"{folder}: spread has entries that are negative or not finite.")
+    if verify_senses:
+        for block in senses:
+            for rows in block.split(max(1, 2**24 // max(1, block.shape[1]))):
+                if not bool(torch.isfinite(rows).all()):
+                    raise ValueError(f"{folder}: senses holds NaN or infinite values. Build the dictionary again.")
+    for name, blocks in (("offsets", [offsets]), ("counts", [counts]), ("spread", [spread]), ("senses", senses)):
+        if name != "senses" or verify_senses:
+            found = sha256_of(blocks)
+            if found != checksums.get(name):
+                raise ValueError(
+                    f"{folder}: the bytes of {name} are not those that were saved (sha256 {found[:12]}, expected "
+                    f"{str(checksums.get(name))[:12]}). The file is damaged or comes from another save: fetch it again."
+                )

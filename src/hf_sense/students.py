@@ -1,0 +1,167 @@
+"""Makes a student: the teacher's first layers or another backbone, a dictionary, and, if asked, the teacher's classifier.
+
+It copies weights and trains nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from transformers import AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedModel
+
+from hf_sense.configuration_sense import SenseConfig
+from hf_sense.dictionary import SenseDictionary, tokenizer_fingerprint
+from hf_sense.teacher import Teacher, load_teacher
+
+if TYPE_CHECKING:
+    from hf_sense.modeling_sense import SensePreTrainedModel
+
+
+def make_student(
+    model_class: type[SensePreTrainedModel],
+    teacher: str | PreTrainedModel | Teacher,
+    dictionary: SenseDictionary,
+    *,
+    num_hidden_layers: int | None = None,
+    backbone: str | PreTrainedModel | None = None,
+    copy_head: bool = False,
+    dictionary_path: str | None = None,
+    **config_fields: Any,
+) -> SensePreTrainedModel:
+    """A student with the dictionary's senses. Users call it as ``SenseModel.from_teacher``.
+
+    Args:
+        model_class: ``SenseModel`` or ``SenseModelForSequenceClassification``.
+        teacher: a name, a model (with its classification head for ``copy_head``), or what ``load_teacher`` returned.
+        dictionary: built with that teacher.
+        num_hidden_layers: keep the teacher's first so many layers; all of them if not given.
+        backbone: another, smaller model with the same vocabulary instead; a projection takes it to the teacher's width.
+        copy_head: copy the teacher's pooler and classifier and freeze them (Wang et al. 2025, section 4).
+        dictionary_path: leave the senses in the dictionary at this path (or beside the model's folder) instead of among
+            the weights; ``dictionary`` should be what it holds.
+        **config_fields: fields of ``SenseConfig``, such as ``pooling``, ``selection`` or ``num_labels``.
+
+    Raises:
+        ValueError: if tokenizer, width or number of layers do not fit, naming both sides.
+    """
+    teacher = load_teacher(teacher)
+    found = tokenizer_fingerprint(teacher.tokenizer)
+    if dictionary.tokenizer_fingerprint not in (None, found):
+        raise ValueError(
+            f"The dictionary knows the ids of another tokenizer: its fingerprint is {dictionary.tokenizer_fingerprint}, "
+            f"the teacher's is {found}. Build the dictionary with this teacher."
+        )
+    if dictionary.dim != teacher.dim:
+        raise ValueError(f"The dictionary's senses are {dictionary.dim} wide, the teacher's states {teacher.dim}.")
+    if backbone is None:
+        body, config = teacher.model, _cut_config(teacher.model.config, num_hidden_layers)
+    elif num_hidden_layers is not None:
+        raise ValueError("Give num_hidden_layers or backbone, not both: a backbone comes with its own layers.")
+    else:
+        body = _load_backbone(backbone, found)
+        config = body.config
+    vocab_size = int(config.get_text_config().vocab_size)
+    if vocab_size < dictionary.vocab_size:
+        raise ValueError(
+            f"The backbone embeds {vocab_size} tokens, the dictionary knows {dictionary.vocab_size}. They must share a "
+            "vocabulary."
+        )
+    head = _teacher_head(teacher) if copy_head else None
+    if head is not None:
+        dense, activation, linear = head
+        inherited = {name: getattr(teacher.head_model.config, name) for name in ("id2label", "label2id", "problem_type")}
+        config_fields = {"head_activation": activation, "pooling": "cls", **inherited, **config_fields}
+    student = model_class(
+        SenseConfig(
+            backbone_config=config,
+            sense_dim=dictionary.dim,
+            num_senses=dictionary.num_senses,
+            vocab_size=vocab_size,
+            sense_dictionary=dictionary_path,
+            dictionary_fingerprint=dictionary.fingerprint,
+            tokenizer_fingerprint=dictionary.tokenizer_fingerprint or found,
+            dictionary_metadata=dictionary.metadata,
+            **({"metric": dictionary.metric} | config_fields),
+        )
+    )
+    dtype = body.dtype
+    student.to(dtype)
+    inner = student.base_model
+    _copy_weights(body, inner.backbone)
+    inner.table.fill(dictionary, dtype, outside=dictionary_path is not None)
+    if head is not None:
+        if not hasattr(student, "classifier"):
+            raise ValueError("copy_head needs a model with a head: SenseModelForSequenceClassification.from_teacher.")
+        if dense is not None:
+            student.head_dense.load_state_dict(dense.state_dict())
+            student.head_dense.requires_grad_(False)
+        student.classifier.load_state_dict(linear.state_dict())
+        student.classifier.requires_grad_(False)
+    return student.eval()
+
+
+def _cut_config(config: PretrainedConfig, num_hidden_layers: int | None) -> PretrainedConfig:
+    config = copy.deepcopy(config)
+    text = config.get_text_config()
+    layers = int(text.num_hidden_layers)
+    keep = layers if num_hidden_layers is None else num_hidden_layers
+    if not 1 <= keep <= layers:
+        raise ValueError(f"num_hidden_layers should be from 1 to the teacher's {layers}, but is {num_hidden_layers}.")
+    for name, value in list(vars(text).items()):
+        if isinstance(value, list) and len(value) == layers and "layer" in name:
+            setattr(text, name, value[:keep])
+    text.num_hidden_layers = keep
+    return config
+
+
+def _load_backbone(backbone: str | PreTrainedModel, teacher_fingerprint: str) -> PreTrainedModel:
+    if isinstance(backbone, PreTrainedModel):
+        return backbone.base_model
+    found = tokenizer_fingerprint(AutoTokenizer.from_pretrained(backbone))
+    if found != teacher_fingerprint:
+        raise ValueError(
+            f"The backbone {backbone} has another tokenizer than the teacher: fingerprints {found} and "
+            f"{teacher_fingerprint}. A student needs the teacher's vocabulary."
+        )
+    return AutoModel.from_pretrained(backbone)
+
+
+def _copy_weights(source: PreTrainedModel, target: PreTrainedModel) -> None:
+    weights = source.state_dict()
+    wanted = target.state_dict()
+    missing = [name for name in wanted if name not in weights or weights[name].shape != wanted[name].shape]
+    if missing:
+        raise ValueError(
+            f"The teacher has no weights for {len(missing)} tensors of the student ({', '.join(missing[:3])}, ...); "
+            f"{source.config.model_type} models cannot be cut to their first layers. Pass a backbone instead."
+        )
+    target.load_state_dict({name: weights[name] for name in wanted})
+
+
+def _teacher_head(teacher: Teacher) -> tuple[nn.Module | None, str | None, nn.Linear]:
+    """The teacher's hidden layer, its activation and its last layer, by the names that Transformers' models use."""
+    model = teacher.head_model
+    classifier = getattr(model, "classifier", None)
+    if model is None or classifier is None:
+        raise ValueError("copy_head needs a teacher with a classifier: pass the AutoModelForSequenceClassification model.")
+    if isinstance(classifier, nn.Linear):
+        if isinstance(getattr(model, "pre_classifier", None), nn.Linear):  # DistilBERT
+            return model.pre_classifier, "relu", classifier
+        pooler = getattr(model, "pooler", None) or getattr(model.base_model, "pooler", None)
+        if isinstance(pooler, nn.Linear):  # ALBERT
+            return pooler, "tanh", classifier
+        if isinstance(getattr(pooler, "dense", None), nn.Linear):  # BERT and DeBERTa
+            return pooler.dense, getattr(model.config, "pooler_hidden_act", None) or "tanh", classifier
+        if pooler is None:
+            return None, None, classifier
+    elif isinstance(getattr(classifier, "out_proj", None), nn.Linear) and isinstance(
+        getattr(classifier, "dense", None), nn.Linear
+    ):  # RoBERTa and ELECTRA
+        return classifier.dense, "gelu" if model.config.model_type == "electra" else "tanh", classifier.out_proj
+    raise ValueError(
+        f"The head of {type(model).__name__} is not one that can be copied (a pooler and a linear classifier, as in BERT, "
+        "RoBERTa, DeBERTa, DistilBERT, ELECTRA, ALBERT). Train one with hf_sense.evaluation.fit_linear_head instead."
+    )
