@@ -127,9 +127,17 @@ def encode_corpus(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     *,
+    quiet: bool = False,
     disable_tqdm: bool | None = None,
 ) -> EncodedCorpus:
     """Tokenizes texts, with the special tokens that the model expects, cut to ``max_length`` tokens.
+
+    Args:
+        texts: from ``iterate_texts``.
+        tokenizer: any tokenizer of Transformers.
+        max_length: tokens a text has at most.
+        quiet: take texts that are all blank, and do not warn of those that were cut.
+        disable_tqdm: ``True`` hides the progress bar.
 
     Raises:
         ValueError: if there are no texts, or none but blank ones.
@@ -140,8 +148,7 @@ def encode_corpus(
     digest = hashlib.sha256()
     num_cut, blank = 0, True
     texts = iter(texts)
-    total = None
-    bar = tqdm(desc="Tokenizing", unit=" tokens", unit_scale=True, total=total, disable=disable_tqdm)
+    bar = tqdm(desc="Tokenizing", unit=" tokens", unit_scale=True, disable=disable_tqdm)
     with bar:
         while chunk := [_clean(text) for text in itertools.islice(texts, _TEXTS_A_CALL)]:
             for text in chunk:
@@ -155,12 +162,12 @@ def encode_corpus(
                 types.append(np.fromiter(itertools.chain.from_iterable(encoded["token_type_ids"]), np.uint8))
             num_cut += _count_cut(encoded, ids, max_length)
             bar.update(len(pieces[-1]))
-    if blank:
+    if not lengths or (blank and not quiet):
         raise ValueError(
             f"Expected texts, but got {'none' if not lengths else f'{len(lengths)} that are all blank'}. Check the file, "
             "the split and the column."
         )
-    if num_cut:
+    if num_cut and not quiet:
         logger.warning("%d of %d texts are longer than %d tokens and were cut.", num_cut, len(lengths), max_length)
     offsets = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths, out=offsets[1:])

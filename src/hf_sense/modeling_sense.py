@@ -233,6 +233,7 @@ class SenseModel(SensePreTrainedModel):
         token_type_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         output_senses: bool = False,
+        output_contextual: bool = False,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
@@ -246,6 +247,7 @@ class SenseModel(SensePreTrainedModel):
             token_type_ids: ``(batch, sequence)``, passed on to backbones that number segments.
             inputs_embeds: given to the backbone instead of the embeddings of ``input_ids``.
             output_senses: also return what the choice was made from.
+            output_contextual: replace nothing and return the contextual hidden states alone; training needs no more.
             output_hidden_states: also return the backbone's hidden states.
             output_attentions: also return the backbone's attentions.
             return_dict: ``False`` for a tuple.
@@ -269,6 +271,8 @@ class SenseModel(SensePreTrainedModel):
         contextual = aligned.restore(output.last_hidden_state)
         if self.sense_projection is not None:
             contextual = self.sense_projection(contextual)
+        if output_contextual:
+            return SenseModelOutput(last_hidden_state=contextual, contextual_hidden_state=contextual)
         replaced, sense_ids, scores = self._replace(contextual, input_ids, attention_mask, output_senses)
         result = SenseModelOutput(
             last_hidden_state=replaced,
@@ -354,7 +358,8 @@ class SenseModelForSequenceClassification(SensePreTrainedModel):
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
         num_items_in_batch: Any = None,
-    ) -> SequenceClassifierOutput | tuple[torch.Tensor, ...]:
+        output_contextual: bool = False,
+    ) -> SequenceClassifierOutput | SenseModelOutput | tuple[torch.Tensor, ...]:
         """Classifies texts. Inputs as for ``SenseModel``.
 
         Args:
@@ -367,7 +372,10 @@ class SenseModelForSequenceClassification(SensePreTrainedModel):
             output_attentions: also return the backbone's attentions.
             return_dict: ``False`` for a tuple.
             num_items_in_batch: texts over which the loss is a mean; given by ``Trainer`` when it accumulates gradients.
+            output_contextual: classify nothing and return what ``SenseModel`` does with it.
         """
+        if output_contextual:
+            return self.model(input_ids, attention_mask, token_type_ids, inputs_embeds, output_contextual=True)
         output = self.model(
             input_ids,
             attention_mask,
@@ -397,7 +405,7 @@ class SenseModelForSequenceClassification(SensePreTrainedModel):
 
 def make_backbone(config: PretrainedConfig) -> PreTrainedModel:
     """An empty model of ``config``, without a pooling layer where the class lets one choose."""
-    model_class = MODEL_MAPPING.get(type(config))
+    model_class = MODEL_MAPPING.get(type(config), None)
     if isinstance(model_class, type) and "add_pooling_layer" in inspect.signature(model_class.__init__).parameters:
         return AutoModel.from_config(config, add_pooling_layer=False)
     return AutoModel.from_config(config)

@@ -1,0 +1,118 @@
+"""Do clusters of a word's contextual embeddings match its meanings? On CoarseWSD-20, or data of the same form.
+
+    python benchmarks/word_senses.py --data FOLDER
+
+The folder holds a folder a word, with ``train.jsonl`` and ``test.jsonl`` of
+``{"word": ..., "position": ..., "tokens": [...], "sense": ...}`` a line. No label is used to cluster, only to name each
+cluster by its majority in train.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hf_sense import load_teacher
+from hf_sense.clustering import cluster
+from hf_sense.dictionary import SenseDictionary
+from hf_sense.evaluation import word_sense_scores
+from hf_sense.teacher import Teacher
+
+# How vectors are clustered, and how one then picks its cluster.
+RECIPES = (("kmeans", "dot"), ("kmeans", "l2"), ("spherical_kmeans", "cosine"))
+
+
+def word_vectors(teacher: Teacher, rows: list[dict[str, Any]], batch_size: int = 32) -> torch.Tensor:
+    """The teacher's vector of the word at ``position``, the mean of its pieces: float32 ``(rows, dim)``."""
+    vectors = torch.zeros(len(rows), teacher.dim)
+    order = sorted(range(len(rows)), key=lambda number: -len(rows[number]["tokens"]))
+    for begin in range(0, len(order), batch_size):
+        chosen = order[begin : begin + batch_size]
+        batch = teacher.tokenizer(
+            [rows[number]["tokens"] for number in chosen],
+            is_split_into_words=True,
+            truncation=True,
+            max_length=teacher.max_length,
+            padding=True,
+            return_tensors="pt",
+        )
+        hidden = teacher.hidden_states(batch["input_ids"], batch["attention_mask"]).float().cpu()
+        for place, number in enumerate(chosen):
+            position = rows[number]["position"]
+            pieces = [at for at, word in enumerate(batch.word_ids(place)) if word == position]
+            if not pieces:
+                raise ValueError(f"Word {position} of a text lies past the teacher's {teacher.max_length} tokens.")
+            vectors[number] = hidden[place, pieces].mean(0)
+    return vectors
+
+
+def score_word(teacher: Teacher, folder: Path) -> dict[str, tuple[float, float, float]]:
+    """Accuracy, NMI and ARI of each recipe on one word, in %; NaN where clusters play no part."""
+    rows = {name: _read(folder / f"{name}.jsonl") for name in ("train", "test")}
+    gold = {name: [row["sense"] for row in part] for name, part in rows.items()}
+    vectors = {name: word_vectors(teacher, part) for name, part in rows.items()}
+    unit = {name: torch.nn.functional.normalize(part, dim=1) for name, part in vectors.items()}
+    nearest = (unit["test"] @ unit["train"].T).argmax(1).tolist()
+    guesses = {
+        "most frequent sense": [Counter(gold["train"]).most_common(1)[0][0]] * len(gold["test"]),
+        "nearest labelled neighbour": [gold["train"][number] for number in nearest],
+    }
+    scores = {
+        name: (100 * sum(a == b for a, b in zip(guess, gold["test"])) / len(guess), float("nan"), float("nan"))
+        for name, guess in guesses.items()
+    }
+    for count, shown in ((20, "20"), (len(set(gold["train"])), "gold number")):
+        for method, metric in RECIPES:
+            found = cluster(vectors["train"], torch.tensor([0, len(vectors["train"])]), method=method, max_senses=count)
+            # One word is a dictionary of one token.
+            senses = SenseDictionary(found.centers, found.offsets, found.weights, found.spread, metric=metric)
+            ids = {
+                name: senses.lookup(torch.zeros(len(part), dtype=torch.int64), part).numpy()
+                for name, part in vectors.items()
+            }
+            result = word_sense_scores(ids["train"], gold["train"], ids["test"], gold["test"])
+            scores[f"{method}, {metric}, k = {shown}"] = (100 * result.accuracy, 100 * result.nmi, 100 * result.ari)
+    return scores
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    with path.open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with a folder a word")
+    parser.add_argument("--teacher", help="folder or Hub id of an encoder; all-MiniLM-L6-v2 if not given")
+    parser.add_argument("--output", type=Path, help="write the scores, word by word, to this JSON file")
+    options = parser.parse_args()
+    folders = sorted(path.parent for path in options.data.glob("*/train.jsonl"))
+    if not folders:
+        parser.error(f"{options.data} holds no folder with a train.jsonl; it should hold one a word.")
+    teacher = load_teacher(options.teacher or default_teacher())
+    words = {folder.name: score_word(teacher, folder) for folder in folders}
+    print(f"Mean over {len(words)} words, in %:\n\n| | accuracy | NMI | ARI |\n| --- | --- | --- | --- |")
+    for name in next(iter(words.values())):
+        means = torch.tensor([scores[name] for scores in words.values()]).mean(0).tolist()
+        print(f"| {name} | {' | '.join('' if mean != mean else f'{mean:.1f}' for mean in means)} |")
+    if options.output:
+        options.output.write_text(json.dumps(words, indent=2) + "\n")
+
+
+def default_teacher() -> str:
+    """The folder of all-MiniLM-L6-v2, as the examples find it."""
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
+    from real_data import teacher_folder
+
+    return str(teacher_folder())
+
+
+if __name__ == "__main__":
+    main()

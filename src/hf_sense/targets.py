@@ -1,0 +1,169 @@
+"""The teacher's sense at each token, computed once and found again on the next run.
+
+Targets are stored beside the texts' token ids as int32 columns of a ``datasets`` data set; the teacher is not needed after.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_sense.corpus import encode_corpus, iterate_texts
+from hf_sense.dictionary import SenseDictionary, tokenizer_fingerprint
+from hf_sense.ragged import NO_SENSE
+from hf_sense.teacher import Teacher, load_teacher
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+logger = logging.getLogger(__name__)
+
+# Texts a cached file: what an interrupt loses at most.
+_TEXTS_A_PART = 1000
+_VERSION = 1
+
+
+def compute_sense_targets(
+    dataset: Dataset,
+    teacher: str | PreTrainedModel | Teacher,
+    dictionary: SenseDictionary,
+    *,
+    text_column: str | Sequence[str] = "text",
+    max_length: int | None = None,
+    batch_size: int = 32,
+    cache_dir: str | os.PathLike[str] | None = None,
+    disable_tqdm: bool | None = None,
+) -> Dataset:
+    """Adds the columns that a student learns from: token ids, and for each token the sense that the teacher picks.
+
+    The result is cached in parts under a fingerprint of the teacher's weights, the dictionary, its metric, the tokenizer
+    and the texts. A second call reads it, and one that was interrupted goes on from the last part.
+
+    Args:
+        dataset: a ``datasets.Dataset`` with a text column. Its other columns are kept.
+        teacher: a name, a model, or what ``load_teacher`` returned.
+        dictionary: built with that teacher.
+        text_column: the column of the texts; two names for text pairs.
+        max_length: texts are cut to so many tokens; the teacher's limit if not given.
+        batch_size: texts the teacher reads at once.
+        cache_dir: where the parts lie; a folder of the ``datasets`` cache if not given.
+        disable_tqdm: ``True`` hides the progress bar.
+
+    Returns:
+        The data set with ``input_ids``, ``attention_mask``, ``token_type_ids`` (for pairs) and ``sense_labels``: int32 lists
+        of one length, -100 where a token has no sense.
+
+    Raises:
+        ValueError: if the tokenizers or the widths differ, the column is missing, or ``dataset`` is not one split in memory.
+    """
+    from datasets import Dataset, concatenate_datasets
+
+    if not isinstance(dataset, Dataset):
+        iterate_texts(dataset, text_column)
+        raise ValueError(
+            f"Targets are stored beside a datasets.Dataset, but got a {type(dataset).__name__}. For a list of texts use "
+            "Dataset.from_dict({'text': texts})."
+        )
+    iterate_texts(dataset, text_column)
+    if dictionary.num_senses >= 2**31:
+        raise ValueError(f"Targets are int32, and the dictionary has {dictionary.num_senses} senses.")
+    teacher = load_teacher(teacher)
+    check_teacher(teacher, dictionary)
+    max_length = teacher.max_length if max_length is None else min(max_length, teacher.max_length)
+    identity = "\n".join(
+        [str(_VERSION), teacher.fingerprint, dictionary.fingerprint, dictionary.metric,
+         tokenizer_fingerprint(teacher.tokenizer), str(max_length)]
+    )  # fmt: skip
+    folder = Path(cache_dir) if cache_dir is not None else _default_cache()
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = []
+    num_cut = 0
+    bar = tqdm(desc="Targets", unit=" tokens", unit_scale=True, disable=disable_tqdm)
+    with bar:
+        for begin in range(0, len(dataset), _TEXTS_A_PART):
+            texts = list(iterate_texts(dataset.select(range(begin, min(begin + _TEXTS_A_PART, len(dataset)))), text_column))
+            digest = hashlib.sha256(identity.encode())
+            digest.update("".join(map(repr, texts)).encode(errors="surrogatepass"))
+            path = folder / f"targets-{digest.hexdigest()[:32]}.arrow"
+            if not path.is_file():
+                columns, cut = _targets_of(texts, teacher, dictionary, max_length, batch_size, bar)
+                num_cut += cut
+                _write_part(path, columns)
+            parts.append(Dataset.from_file(str(path)))
+    if num_cut:
+        logger.warning("%d of %d texts are longer than %d tokens and were cut.", num_cut, len(dataset), max_length)
+    if not parts:
+        raise ValueError("The data set has no rows. Check the file and the split.")
+    targets = concatenate_datasets(parts)
+    replaced = [name for name in targets.column_names if name in dataset.column_names]
+    return concatenate_datasets([dataset.remove_columns(replaced), targets], axis=1)
+
+
+def check_teacher(teacher: Teacher, dictionary: SenseDictionary) -> None:
+    """Raises ``ValueError`` if the dictionary cannot be this teacher's."""
+    found = tokenizer_fingerprint(teacher.tokenizer)
+    if dictionary.tokenizer_fingerprint not in (None, found):
+        raise ValueError(
+            f"Teacher and dictionary differ in their vocabulary: the teacher's tokenizer has the fingerprint {found}, the "
+            f"dictionary {dictionary.tokenizer_fingerprint}. Build the dictionary with this teacher."
+        )
+    if dictionary.dim != teacher.dim:
+        raise ValueError(f"The dictionary's senses are {dictionary.dim} wide, the teacher's states {teacher.dim}.")
+
+
+def _default_cache() -> Path:
+    import datasets
+
+    return Path(datasets.config.HF_DATASETS_CACHE) / "hf_sense"
+
+
+def _targets_of(
+    texts: list[Any], teacher: Teacher, dictionary: SenseDictionary, max_length: int, batch_size: int, bar: Any
+) -> tuple[dict[str, list[np.ndarray]], int]:
+    corpus = encode_corpus(texts, teacher.tokenizer, max_length, disable_tqdm=True, quiet=True)
+    labels = np.full(len(corpus.input_ids), NO_SENSE, np.int32)
+    for batch in corpus.batches(batch_size):
+        inputs = corpus.padded(batch, teacher.tokenizer.pad_token_id or 0)
+        hidden = teacher.hidden_states(**inputs)
+        ids = inputs["input_ids"].to(hidden.device)
+        mask = inputs["attention_mask"].to(hidden.device)
+        found = dictionary.lookup(ids, hidden, mask).cpu().numpy()
+        kept = inputs["attention_mask"].bool().numpy()
+        lengths = corpus.lengths[batch]
+        where = np.repeat(corpus.offsets[batch] - (lengths.cumsum() - lengths), lengths) + np.arange(lengths.sum())
+        labels[where] = found[kept]
+        bar.update(int(lengths.sum()))
+    cuts = corpus.offsets[1:-1]
+    columns = {
+        "input_ids": np.split(corpus.input_ids, cuts),
+        "attention_mask": np.split(np.ones(len(labels), np.int8), cuts),
+        "sense_labels": np.split(labels, cuts),
+    }
+    if corpus.token_type_ids is not None:
+        columns["token_type_ids"] = np.split(corpus.token_type_ids, cuts)
+    return columns, corpus.num_cut
+
+
+def _write_part(path: Path, columns: dict[str, list[np.ndarray]]) -> None:
+    from datasets import Features, List, Value
+    from datasets.arrow_writer import ArrowWriter
+
+    kinds = {"input_ids": "int32", "attention_mask": "int8", "sense_labels": "int32", "token_type_ids": "uint8"}
+    features = Features({name: List(Value(kinds[name])) for name in columns})
+    temporary = path.with_suffix(f".{os.getpid()}.{time.monotonic_ns()}.tmp")
+    try:
+        with ArrowWriter(path=str(temporary), features=features) as writer:
+            writer.write_batch(columns)
+            writer.finalize()
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,335 @@
+"""Distils a student: ``SenseDistillationTrainer`` is a ``Trainer`` whose loss is the choice of the teacher's senses.
+
+Targets come from ``hf_sense.targets``, losses from ``hf_sense.losses``; what is here is their place in the training loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput
+
+from hf_sense.dictionary import tokenizer_fingerprint
+from hf_sense.losses import cosine_loss, hard_sense_loss, soft_sense_loss, squared_error_loss
+from hf_sense.model_card import model_card, write_card
+from hf_sense.modeling_sense import SensePreTrainedModel
+from hf_sense.ragged import NO_SENSE, best_sense, sense_scores
+from hf_sense.targets import compute_sense_targets
+from hf_sense.teacher import Teacher, load_teacher
+
+_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+@dataclass
+class SenseDistillationConfig(TrainingArguments):
+    """``TrainingArguments`` with what distilling senses needs.
+
+    Raises:
+        ValueError: if a weight is negative, all are zero, or the temperature is not positive.
+    """
+
+    sense_weight: float = field(
+        default=1.0, metadata={"help": "Weight of the cross-entropy on the teacher's senses (the paper's loss)."}
+    )
+    soft_weight: float = field(
+        default=0.0, metadata={"help": "Weight of the divergence from the teacher's distribution over senses; runs the teacher."}
+    )
+    mse_weight: float = field(
+        default=0.0, metadata={"help": "Weight of the squared error to the teacher's hidden states; runs the teacher."}
+    )
+    cosine_weight: float = field(
+        default=0.0, metadata={"help": "Weight of one minus the cosine to the teacher's hidden states; runs the teacher."}
+    )
+    temperature: float = field(default=1.0, metadata={"help": "Divides sense scores in the losses on senses."})
+    live_teacher: bool = field(
+        default=False, metadata={"help": "Run the teacher at every step instead of computing its senses once, before."}
+    )
+    freeze_embeddings: bool = field(default=False, metadata={"help": "Leave the student's input embeddings as they are."})
+    text_column: str = field(default="text", metadata={"help": "Column of the texts, where targets are to be computed."})
+    max_length: int | None = field(default=None, metadata={"help": "Texts are cut to so many tokens."})
+    target_batch_size: int = field(default=32, metadata={"help": "Texts the teacher reads at once for the targets."})
+    target_cache_dir: str | None = field(default=None, metadata={"help": "Where computed targets are kept."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        weights = {name: getattr(self, name) for name in ("sense_weight", "soft_weight", "mse_weight", "cosine_weight")}
+        if min(weights.values()) < 0 or not any(weights.values()):
+            raise ValueError(f"Loss weights should not be negative, and one should be above 0, but are {weights}.")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature should be above 0, but is {self.temperature}.")
+        if self.label_names is None:
+            self.label_names = ["sense_labels"]
+
+    @property
+    def needs_teacher_states(self) -> bool:
+        """Whether a loss compares with the teacher's hidden states, which are not stored."""
+        return self.live_teacher or self.soft_weight > 0 or self.mse_weight > 0 or self.cosine_weight > 0
+
+
+@dataclass
+class SenseDataCollator:
+    """Pads token ids with the tokenizer, on its side, and sense labels with -100 on the same."""
+
+    tokenizer: PreTrainedTokenizerBase
+    pad_to_multiple_of: int | None = None
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """One batch: int64 ``(batch, sequence)`` tensors."""
+        inputs = [{name: row[name] for name in _INPUTS if name in row} for row in rows]
+        batch = dict(
+            self.tokenizer.pad(inputs, padding=True, pad_to_multiple_of=self.pad_to_multiple_of, return_tensors="pt")
+        )
+        if "sense_labels" in rows[0]:
+            labels = torch.full_like(batch["input_ids"], NO_SENSE)
+            for number, row in enumerate(rows):
+                values = torch.as_tensor(row["sense_labels"], dtype=torch.int64)
+                if self.tokenizer.padding_side == "left":
+                    labels[number, labels.shape[1] - len(values) :] = values
+                else:
+                    labels[number, : len(values)] = values
+            batch["sense_labels"] = labels
+        return batch
+
+
+class SenseDistillationTrainer(Trainer):
+    """Trains a student to choose, for each token, the sense that its teacher chooses.
+
+    The loss is a mean over the labelled tokens of the whole step, however it is cut into micro-batches and processes.
+    ``agreement``, the share of labelled tokens at which student and teacher choose the same sense, is logged with it.
+
+    Args:
+        model: a student from ``from_teacher``, plain or wrapped by PEFT.
+        args: a ``SenseDistillationConfig``.
+        teacher: a name, a model, or what ``load_teacher`` returned; not needed if the data sets hold ``sense_labels`` and no
+            loss compares hidden states.
+        train_dataset: texts, or what ``compute_sense_targets`` returned.
+        eval_dataset: likewise, or a dict of such.
+        processing_class: the tokenizer; the teacher's if not given.
+        **kwargs: further arguments of ``Trainer``.
+
+    Raises:
+        ValueError: if the vocabularies of teacher, dictionary and student differ, or a teacher is needed and missing.
+    """
+
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: SensePreTrainedModel | nn.Module,
+        args: SenseDistillationConfig | None = None,
+        teacher: str | PreTrainedModel | Teacher | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        data_collator: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        args = SenseDistillationConfig("trainer_output") if args is None else args
+        if kwargs.get("compute_metrics") is not None:
+            raise ValueError("This trainer evaluates loss and agreement; for other figures use hf_sense.evaluation.")
+        self.student = _student_of(model)
+        self.teacher = None if teacher is None else load_teacher(teacher)
+        if processing_class is None and self.teacher is not None:
+            processing_class = self.teacher.tokenizer
+        if processing_class is None:
+            raise ValueError("Pass processing_class (the tokenizer) or a teacher, which brings one.")
+        _check_vocabulary(self.student, self.teacher, processing_class)
+        if args.needs_teacher_states and self.teacher is None:
+            raise ValueError(
+                "soft_weight, mse_weight, cosine_weight and live_teacher compare with the teacher at every step: pass teacher."
+            )
+        self._dictionary = self.student.to_dictionary()
+        train_dataset, eval_dataset = (
+            {name: self._prepared(split, args) for name, split in data.items()}
+            if isinstance(data, dict) and not hasattr(data, "column_names")
+            else self._prepared(data, args)
+            for data in (train_dataset, eval_dataset)
+        )
+        if args.freeze_embeddings:
+            self.student.get_input_embeddings().requires_grad_(False)
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            data_collator=data_collator or SenseDataCollator(processing_class),
+            **kwargs,
+        )
+        if self.teacher is not None and args.needs_teacher_states:
+            self.teacher.model.to(self.args.device)
+        self._meters = {"train": torch.zeros(3, dtype=torch.float64), "eval": torch.zeros(3, dtype=torch.float64)}
+
+    def _prepared(self, dataset: Any, args: SenseDistillationConfig) -> Any:
+        names = getattr(dataset, "column_names", None)
+        if dataset is None or (isinstance(names, list) and {"input_ids", "sense_labels"} <= set(names)):
+            return dataset
+        if self.teacher is None:
+            raise ValueError(
+                f"The data set has {names} and no sense_labels. Pass a teacher, or what compute_sense_targets returned."
+            )
+        options = {"text_column": args.text_column, "disable_tqdm": args.disable_tqdm or None}
+        if args.live_teacher:
+            return _tokenized(dataset, self.teacher, args.text_column, args.max_length)
+        return compute_sense_targets(
+            dataset,
+            self.teacher,
+            self._dictionary,
+            max_length=args.max_length,
+            batch_size=args.target_batch_size,
+            cache_dir=args.target_cache_dir,
+            **options,
+        )
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, torch.Tensor | int | None]:
+        """The micro-batches of one step, and how many labelled tokens they hold over all processes."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        count = torch.tensor(sum(int(self._labelled(batch).sum()) for batch in batches), device=device)
+        return batches, self.accelerator.gather(count).sum()
+
+    def _labelled(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        if "sense_labels" in batch:
+            return batch["sense_labels"] >= 0
+        ids = batch["input_ids"]
+        offsets = self.student.sense_table.offsets.to(ids.device)
+        return (offsets[ids + 1] > offsets[ids]) & batch["attention_mask"].bool()
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor | Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        """The weighted sum of the losses over labelled tokens, divided by their number in the step."""
+        args = self.args
+        given = {name: inputs[name] for name in _INPUTS if inputs.get(name) is not None}
+        output = model(**given, output_contextual=True)
+        kept = self._labelled(inputs).reshape(-1).nonzero().squeeze(-1)
+        hidden = output.contextual_hidden_state.reshape(-1, self._dictionary.dim)[kept]
+        teacher_hidden = None
+        if args.needs_teacher_states:
+            states = self.teacher.hidden_states(**given)  # type: ignore[union-attr]
+            teacher_hidden = states.reshape(-1, self._dictionary.dim)[kept]
+        table = self.student.sense_table
+        index, senses, global_ids = table.layout(given["input_ids"].reshape(-1)[kept])
+        halves = table.half_norms()
+
+        def scores_of(states: torch.Tensor) -> torch.Tensor:
+            # A gradient scaler looks for overflow itself, and skips the step.
+            return sense_scores(states, index, senses, table.metric, halves, check_finite=False)
+
+        scores = scores_of(hidden)
+        teacher_scores = scores_of(teacher_hidden) if teacher_hidden is not None else None
+        if "sense_labels" in inputs:
+            targets = inputs["sense_labels"].reshape(-1)[kept]
+            if global_ids is not None:
+                # The layout numbers the batch's own senses: targets go by their place in it.
+                targets = torch.searchsorted(global_ids, targets)
+        else:
+            targets = best_sense(teacher_scores, index)  # type: ignore[arg-type]
+        losses = torch.zeros(len(kept), device=hidden.device)
+        if args.sense_weight:
+            losses = losses + args.sense_weight * hard_sense_loss(scores, index, targets, args.temperature)
+        if args.soft_weight:
+            losses = losses + args.soft_weight * soft_sense_loss(scores, teacher_scores, index, args.temperature)
+        if args.mse_weight:
+            losses = losses + args.mse_weight * squared_error_loss(hidden, teacher_hidden)
+        if args.cosine_weight:
+            losses = losses + args.cosine_weight * cosine_loss(hidden, teacher_hidden)
+        total = losses.sum()
+        agreed = (best_sense(scores.detach(), index) == targets).sum()
+        meter = self._meters["train" if model.training else "eval"]
+        meter += torch.stack([total.detach(), agreed, agreed.new_tensor(len(kept))]).to(meter)
+        if num_items_in_batch is None:
+            loss = total / max(1, len(kept))
+        else:
+            loss = total * self.accelerator.num_processes / max(1, int(num_items_in_batch))
+        # A step without labelled tokens still needs a graph.
+        loss = loss + 0.0 * output.contextual_hidden_state.sum() if len(kept) == 0 else loss
+        return (loss, output) if return_outputs else loss
+
+    def _read_meter(self, name: str) -> tuple[float, float] | None:
+        total, agreed, count = self.accelerator.reduce(self._meters[name].to(self.args.device, torch.float32), "sum").tolist()
+        self._meters[name].zero_()
+        return (total / count, agreed / count) if count else None
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As ``Trainer`` does; training logs carry the agreement since the last one."""
+        if "loss" in logs and (figures := self._read_meter("train")):
+            logs["agreement"] = figures[1]
+        super().log(logs, start_time)
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor | Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        """The batch's loss; hidden states are not gathered."""
+        with torch.no_grad():
+            loss = self.compute_loss(model, self._prepare_inputs(inputs))
+        return loss.detach(), None, None  # type: ignore[union-attr]
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+        """As ``Trainer`` does; loss and agreement are means over tokens, not over batches."""
+        self._meters["eval"].zero_()
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if figures := self._read_meter("eval"):
+            output.metrics[f"{metric_key_prefix}_loss"], output.metrics[f"{metric_key_prefix}_agreement"] = figures
+        return output
+
+    def create_model_card(self, model_name: str | None = None, **kwargs: Any) -> None:
+        """Writes the student's card into ``args.output_dir``."""
+        folder = Path(self.args.output_dir)
+        config = self.student.config
+        last = next((logs for logs in reversed(self.state.log_history) if "eval_agreement" in logs), {})
+        facts = {
+            "layers": config.get_text_config().num_hidden_layers,
+            "parameters": self.student.num_parameters(),
+            "senses": config.num_senses,
+            "metric": config.metric,
+            "steps": self.state.global_step,
+            "agreement": last.get("eval_agreement"),
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        auto = "AutoModel" if self.student.base_model is self.student else "AutoModelForSequenceClassification"
+        write_card(folder, model_card(model_name or folder.name, auto, config.dictionary_metadata.get("teacher"), facts))
+
+
+def _student_of(model: Any) -> SensePreTrainedModel:
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if not isinstance(inner, SensePreTrainedModel):
+        raise ValueError(
+            f"model should be a SenseModel or SenseModelForSequenceClassification, but is a {type(model).__name__}. "
+            "SenseModel.from_teacher(teacher, dictionary, num_hidden_layers=2) makes one."
+        )
+    return inner
+
+
+def _check_vocabulary(student: SensePreTrainedModel, teacher: Teacher | None, tokenizer: PreTrainedTokenizerBase) -> None:
+    dictionary = student.config.tokenizer_fingerprint
+    mine = tokenizer_fingerprint(tokenizer)
+    theirs = tokenizer_fingerprint(teacher.tokenizer) if teacher is not None else None
+    if len({found for found in (dictionary, mine, theirs) if found is not None}) > 1:
+        raise ValueError(
+            "Teacher, dictionary and student must share a vocabulary, but their tokenizers' fingerprints are: teacher "
+            f"{theirs or 'not given'}, dictionary {dictionary}, student (processing_class) {mine}. Sense ids belong to token "
+            "ids, so build the dictionary and the student with this teacher's tokenizer."
+        )
+
+
+def _tokenized(dataset: Any, teacher: Teacher, text_column: str, max_length: int | None) -> Any:
+    def tokenize(rows: dict[str, list[str]]) -> Any:
+        return teacher.tokenizer(rows[text_column], truncation=True, max_length=max_length or teacher.max_length)
+
+    return dataset.map(tokenize, batched=True)
