@@ -9,6 +9,7 @@ seed takes about a quarter of an hour on two CPU cores; ``--steps`` makes the st
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 import tempfile
@@ -43,7 +44,9 @@ class Benchmark:
         self.quiet = quiet
         self.scores: list[dict[str, Any]] = []
 
-    def measure(self, name: str, model: SenseModel, teacher: Teacher, *, seed: int | None = None, **fields: Any) -> None:
+    def measure(
+        self, name: str, model: SenseModel, teacher: Teacher, *, seed: int | None = None, **fields: Any
+    ) -> None:
         """Scores ``model`` with these fields of its configuration, and prints a row of the table."""
         for field, value in fields.items():
             setattr(model.config, field, value)
@@ -55,8 +58,9 @@ class Benchmark:
             for split, texts in self.texts.items()
         }
         score = few_shot_accuracy(vectors["train"], self.labels["train"], vectors["test"], self.labels["test"])
-        self.scores.append({"name": name, "seed": seed, "mean": score.mean, "spread": score.spread, "draws": score.draws})
-        print(f"| {name}{'' if seed is None else f', seed {seed}'} | {score.mean:.2%} | {score.spread:.2%} |", flush=True)
+        self.scores.append({"name": name, "seed": seed, **dataclasses.asdict(score)})
+        title = name if seed is None else f"{name}, seed {seed}"
+        print(f"| {title} | {score.mean:.2%} | {score.spread:.2%} |", flush=True)
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

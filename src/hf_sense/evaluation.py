@@ -162,8 +162,8 @@ def few_shot_accuracy(
     fewest = min(range(len(names)), key=lambda number: len(members[number]))
     if (available := len(members[fewest])) < samples_per_label:
         raise ValueError(
-            f"A draw takes {samples_per_label} examples a label, but train_labels has {available} of {names[fewest]!r}. "
-            f"Lower samples_per_label to {available} or leave the label out."
+            f"A draw takes {samples_per_label} examples a label, but {names[fewest]!r} has {available} in "
+            f"train_labels. Lower samples_per_label to {available} or leave the label out."
         )
     generator = np.random.default_rng(seed)
     scores = []

@@ -336,7 +336,7 @@ def _draw_token(
         axes.scatter(*dots.T, s=14, c=[colors[local] for local in picked], alpha=0.35, linewidths=0, zorder=1)
     share: np.ndarray = senses.counts.numpy() / max(1, int(senses.counts.max()))
     # The largest first, so that the small ones stay in sight.
-    axes.scatter(*points.T, s=130 + 500 * share, c=colors, edgecolors="black", linewidths=0.8, zorder=2)
+    axes.scatter(*points.T, s=180 + 450 * share, c=colors, edgecolors="black", linewidths=0.8, zorder=2)
     axes.margins(0.08)
     axes.set_xlabel(f"first principal component ({shares[0]:.0%} of the variance)")
     axes.set_ylabel(f"second principal component ({shares[1]:.0%})")
@@ -357,9 +357,13 @@ def _draw_token(
     places = _apart(axes.transData.transform(points), _MARK_POINTS * figure.dpi / 72)
     moved = np.linalg.norm(places - axes.transData.transform(points), axis=1) > _MARK_POINTS / 2
     for local, (place, point) in enumerate(zip(axes.transData.inverted().transform(places), points)):
+        badge = _badge(colors[local], inks[local])
         if moved[local]:
             axes.plot(*zip(place, point), color="black", linewidth=0.8, zorder=3)
-        axes.text(*place, str(local + 1), **_badge(colors[local], inks[local]), zorder=4)
+            badge["bbox"] |= {"edgecolor": "black", "linewidth": 0.5}
+        else:
+            del badge["bbox"]  # the mark is there already
+        axes.text(*place, str(local + 1), **badge, zorder=4)
     if len(points) > shown:
         margin.set_title(f"the {shown} most frequent senses of {len(points)}", fontsize=9, loc="left")
     figure.savefig(path)

@@ -1,0 +1,314 @@
+"""The ``hf-sense`` command: build, distill, evaluate, inspect.
+
+It reads arguments and files and prints; the work is done by the modules that it calls. Those import torch, so they are
+imported inside the commands: ``--help`` does not wait for them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Sense dictionaries for Transformers."
+)
+
+_FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
+_DATA_HELP = "A folder or file (json, jsonl, csv, parquet, txt), or a data set's id on the Hub."
+
+
+class MetricName(str, Enum):
+    """How a hidden state picks a sense."""
+
+    l2 = "l2"
+    cosine = "cosine"
+    dot = "dot"
+
+
+class MethodName(str, Enum):
+    """How a token's vectors are clustered."""
+
+    kmeans = "kmeans"
+    spherical_kmeans = "spherical_kmeans"
+    markov = "markov"
+    markov_full = "markov_full"
+    paper = "paper"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; bad input ends in one line on standard error and exit code 2."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    command = typer.main.get_command(app)
+    try:
+        return int(command.main(args=arguments, prog_name="hf-sense", standalone_mode=False) or 0)
+    except KeyboardInterrupt:
+        print("hf-sense: stopped", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] in ("click", "typer") or isinstance(error, (ValueError, OSError, ImportError)):
+            message = error.format_message() if hasattr(error, "format_message") else str(error)  # type: ignore[attr-defined]
+            print(f"hf-sense: {' '.join(message.split())}", file=sys.stderr)
+            return int(getattr(error, "exit_code", 2) or 2) if not isinstance(error, OSError) else 2
+        raise
+
+
+@app.command()
+def build(
+    teacher: Annotated[str, typer.Option(help="The encoder: a folder or an id on the Hub.")],
+    dataset: Annotated[str, typer.Option(help=_DATA_HELP)],
+    output: Annotated[Path, typer.Option(help="Folder for the dictionary.")],
+    text_column: Annotated[str, typer.Option(help="Column of the texts; two, with a comma between, for pairs.")] = "text",
+    split: Annotated[str, typer.Option(help="Split of the data set.")] = "train",
+    max_senses: Annotated[str, typer.Option(help='Most senses a token: a number, "n/10", "sqrt", or "n/10,100".')] = "20",
+    metric: Annotated[MetricName, typer.Option(help="How a hidden state picks a sense.")] = MetricName.l2,
+    method: Annotated[MethodName, typer.Option(help="How a token's vectors are clustered.")] = MethodName.kmeans,
+    min_occurrences: Annotated[int, typer.Option(help="Tokens with fewer keep each vector as a sense.")] = 1,
+    max_occurrences: Annotated[int, typer.Option(help="Distinct occurrences of a token that are sampled.")] = 1000,
+    max_length: Annotated[int | None, typer.Option(help="Cut texts to so many tokens.")] = None,
+    special_tokens: Annotated[bool, typer.Option(help="Give tokens such as [CLS] senses too.")] = True,
+    batch_size: Annotated[int, typer.Option(help="Texts the teacher reads at once.")] = 32,
+    seed: Annotated[int, typer.Option(help="Of the sample and of the clustering.")] = 0,
+    dtype: Annotated[str, typer.Option(help="Of the stored senses: float32, bfloat16 or float16.")] = "float32",
+    work_dir: Annotated[Path | None, typer.Option(help="Unfinished work, found again by the same command [OUTPUT.work].")] = None,
+) -> None:
+    """Build a sense dictionary from a teacher and a corpus."""
+    _refuse_file(output)
+    texts, column = _load(dataset, split, text_column)
+    import torch
+
+    if dtype not in ("float32", "bfloat16", "float16"):
+        _fail(f"--dtype should be float32, bfloat16 or float16, but is {dtype!r}.")
+    from hf_sense.builder import build_dictionary
+
+    dictionary = build_dictionary(
+        teacher,
+        texts,
+        text_column=column,
+        max_senses=int(max_senses) if max_senses.isdigit() else max_senses,
+        metric=metric.value,
+        method=method.value,
+        min_occurrences=min_occurrences,
+        max_occurrences=max_occurrences,
+        max_length=max_length,
+        special_tokens=special_tokens,
+        batch_size=batch_size,
+        seed=seed,
+        dtype=getattr(torch, dtype),
+        work_dir=work_dir or output.with_name(output.name + ".work"),
+        corpus_name=dataset,
+    )
+    dictionary.save_pretrained(output)
+    dictionary.tokenizer.save_pretrained(output)  # type: ignore[union-attr]
+    _print_table(dictionary.summary())
+    print(f"Saved in {output}")
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def distill(
+    context: typer.Context,
+    teacher: Annotated[str, typer.Option(help="The encoder that the dictionary was built with.")],
+    dictionary: Annotated[Path, typer.Option(help="Folder of the dictionary.")],
+    dataset: Annotated[str, typer.Option(help=_DATA_HELP)],
+    output: Annotated[Path, typer.Option(help="Folder for the student.")],
+    text_column: Annotated[str, typer.Option(help="Column of the texts.")] = "text",
+    split: Annotated[str, typer.Option(help="Split of the data set.")] = "train",
+    num_hidden_layers: Annotated[int, typer.Option(help="The student keeps the teacher's first so many layers.")] = 2,
+    pooling: Annotated[str, typer.Option(help="How the student makes a text's vector.")] = "frequency",
+    label_column: Annotated[str | None, typer.Option(help="Also fit a linear classifier on this column.")] = None,
+) -> None:
+    """Distil a student that chooses the teacher's senses.
+
+    Any field of SenseDistillationConfig is an option too, for example --learning-rate 1e-3 --max-steps 900.
+    """
+    _refuse_file(output)
+    data, _ = _load(dataset, split, text_column)
+    if label_column is not None and label_column not in data.column_names:
+        _fail(f"The data set has no column {label_column!r}; it has {', '.join(data.column_names)}.")
+    from hf_sense import register
+    from hf_sense.dictionary import SenseDictionary
+    from hf_sense.modeling_sense import SenseModelForSequenceClassification
+    from hf_sense.teacher import load_teacher
+    from hf_sense.trainer import SenseDistillationConfig, SenseDistillationTrainer
+
+    register()
+    fields = _config_fields(context.args, SenseDistillationConfig)
+    args = SenseDistillationConfig(output_dir=str(output), text_column=text_column, **fields)
+    senses = SenseDictionary.from_pretrained(dictionary)
+    loaded = load_teacher(teacher)
+    student = SenseModelForSequenceClassification.from_teacher(
+        loaded, senses, num_hidden_layers=num_hidden_layers, pooling=pooling
+    )
+    trainer = SenseDistillationTrainer(student, args, teacher=loaded, train_dataset=data)
+    from transformers.trainer_utils import get_last_checkpoint
+
+    checkpoint = get_last_checkpoint(str(output)) if output.is_dir() else None
+    if checkpoint:
+        print(f"Going on from {checkpoint}")
+    trainer.train(resume_from_checkpoint=checkpoint)
+    if label_column is not None:
+        from hf_sense.evaluation import fit_linear_head
+
+        labels = [str(label) for label in data[label_column]]
+        fit_linear_head(student, loaded.tokenizer, data[text_column], labels, max_length=args.max_length)
+    trainer.save_model(str(output))
+    trainer.create_model_card()
+    print(f"Saved in {output}")
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Option(help="The student: a folder or an id on the Hub.")],
+    train: Annotated[str, typer.Option(help=_DATA_HELP)],
+    test: Annotated[str, typer.Option(help=_DATA_HELP)],
+    label_column: Annotated[str, typer.Option(help="Column of the labels.")] = "label",
+    text_column: Annotated[str, typer.Option(help="Column of the texts.")] = "text",
+    samples_per_label: Annotated[int, typer.Option(help="Labelled texts a class in each draw.")] = 8,
+    draws: Annotated[int, typer.Option(help="Random draws.")] = 10,
+    max_length: Annotated[int | None, typer.Option(help="Cut texts to so many tokens.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Also write the figures to this JSON file.")] = None,
+) -> None:
+    """Classify with a model's text vectors, by the protocol of MTEB and by a probe on all training texts."""
+    sides = []
+    for name, default in ((train, "train"), (test, "test")):
+        data, _ = _load(name, default, text_column)
+        if label_column not in data.column_names:
+            _fail(f"{name} has no column {label_column!r}; it has {', '.join(data.column_names)}.")
+        sides.append((data[text_column], [str(label) for label in data[label_column]]))
+    from transformers import AutoModel, AutoTokenizer
+
+    from hf_sense import register
+    from hf_sense.evaluation import embed, few_shot_accuracy, linear_probe
+    from hf_sense.storage import write_text
+
+    register()
+    loaded, tokenizer = AutoModel.from_pretrained(model), AutoTokenizer.from_pretrained(model)
+    if loaded.config.model_type != "sense":
+        _fail(f"{model} is a {loaded.config.model_type} model, not a sense model; hf-sense distill makes one.")
+    vectors = [embed(loaded, tokenizer, list(texts), max_length=max_length) for texts, _ in sides]
+    arguments = (vectors[0], sides[0][1], vectors[1], sides[1][1])
+    score = few_shot_accuracy(*arguments, samples_per_label=samples_per_label, draws=draws)
+    figures = {
+        "few_shot_accuracy": score.mean,
+        "few_shot_spread": score.spread,
+        "samples_per_label": samples_per_label,
+        "draws": draws,
+        "linear_probe_accuracy": linear_probe(*arguments),
+        "test_texts": len(sides[1][1]),
+    }
+    _print_table(figures)
+    if output is not None:
+        write_text(output, json.dumps(figures, indent=2) + "\n")
+
+
+@app.command()
+def inspect(
+    folder: Annotated[Path, typer.Argument(help="Folder of the dictionary.")],
+    token: Annotated[str, typer.Argument(help="A token of the vocabulary, or its id.")],
+    corpus: Annotated[str | None, typer.Option(help="Texts to take contexts from: " + _DATA_HELP)] = None,
+    text_column: Annotated[str, typer.Option(help="Column of the texts.")] = "text",
+    split: Annotated[str, typer.Option(help="Split of the corpus.")] = "train",
+    contexts: Annotated[int, typer.Option(help="Contexts a sense.")] = 3,
+    teacher: Annotated[str | None, typer.Option(help="The teacher, where it is not at the name in the dictionary.")] = None,
+) -> None:
+    """Show a token's senses: their counts, and the contexts nearest to each."""
+    from hf_sense.dictionary import SenseDictionary, token_id_of
+
+    dictionary = SenseDictionary.from_pretrained(folder)
+    name = teacher or dictionary.metadata.get("teacher", {}).get("name")
+    from transformers import AutoTokenizer
+
+    beside = (folder / "tokenizer_config.json").is_file()
+    tokenizer = AutoTokenizer.from_pretrained(str(folder) if beside else name)
+    known = tokenizer.get_vocab()
+    token_id = int(token) if token.isdigit() and token not in known else token_id_of(token, tokenizer)
+    senses = dictionary.senses_of(token_id)
+    print(f"{tokenizer.convert_ids_to_tokens(token_id)!r} (id {token_id}): {len(senses.sense_ids)} senses")
+    found: dict[int, list[str]] = {}
+    if corpus is not None and len(senses.sense_ids):
+        texts, _ = _load(corpus, split, text_column)
+        from hf_sense.report import nearest_contexts
+        from hf_sense.teacher import load_teacher
+
+        found = nearest_contexts(dictionary, token_id, load_teacher(name), list(texts[text_column]), per_sense=contexts)
+    for sense_id, count, spread in zip(senses.sense_ids, senses.counts.tolist(), senses.spread.tolist()):
+        print(f"  sense {sense_id}: {count} occurrences, spread {spread:.3g}")
+        for context in found.get(sense_id, []):
+            print(f"    {context}")
+
+
+def _load(name: str, split: str, text_column: str) -> tuple[Any, str | list[str]]:
+    """One split of a data set, and the column or columns of its texts, checked."""
+    import datasets
+
+    path = Path(name)
+    files: list[str] = []
+    if path.is_dir():
+        files = sorted(str(file) for file in path.iterdir() if file.suffix in _FORMATS and split in file.stem)
+        files = files or sorted(str(file) for file in path.iterdir() if file.suffix in _FORMATS)
+        if not files:
+            _fail(f"The folder {name} holds no {', '.join(_FORMATS)} file.")
+    elif path.is_file():
+        if path.suffix not in _FORMATS:
+            _fail(f"{name} should end in one of {', '.join(_FORMATS)}.")
+        files = [name]
+    elif path.suffix in _FORMATS or name.count("/") > 1 or name.startswith(("/", ".")):
+        _fail(f"There is no file or folder {name!r}.")
+    try:
+        if files:
+            data = datasets.load_dataset(_FORMATS[Path(files[0]).suffix], data_files={split: files}, split=split)
+        else:
+            data = datasets.load_dataset(name, split=split)
+    except (ValueError, OSError, datasets.exceptions.DatasetGenerationError) as error:
+        cause = error.__cause__ or error
+        _fail(f"{name} could not be read as a data set: {cause}")
+    columns = [part.strip() for part in text_column.split(",")]
+    if missing := [column for column in columns if column not in data.column_names]:
+        _fail(f"{name} has no column {missing[0]!r}; it has {', '.join(data.column_names)}. Name it with --text-column.")
+    return data, columns[0] if len(columns) == 1 else columns
+
+
+def _config_fields(arguments: list[str], config_class: Any) -> dict[str, Any]:
+    """Reads ``--learning-rate 1e-3`` and the like by the fields of the configuration."""
+    from transformers import HfArgumentParser
+
+    known = {field.name for field in dataclasses.fields(config_class)}
+    options = [argument.partition("=")[0] for argument in arguments if argument.startswith("--")]
+    for option in options:
+        if option[2:].replace("-", "_").removeprefix("no_") not in known and option[2:].replace("-", "_") not in known:
+            _fail(f"There is no option {option}. See hf-sense distill --help and the fields of SenseDistillationConfig.")
+    parser = HfArgumentParser(config_class)
+    parser.exit_on_error = False
+    for action in parser._actions:
+        action.required = False
+    try:
+        values, rest = parser.parse_known_args(arguments)
+    except (Exception, SystemExit) as error:
+        _fail(f"An option of SenseDistillationConfig could not be read: {error}")
+    if rest:
+        _fail(f"These arguments were not understood: {' '.join(rest)}.")
+    names = {option[2:].replace("-", "_") for option in options}
+    names |= {name.removeprefix("no_") for name in names if name not in known}
+    return {name: getattr(values, name) for name in names if name in known}
+
+
+def _refuse_file(output: Path) -> None:
+    if output.exists() and not output.is_dir():
+        _fail(f"--output should be a folder, but {output} is a file.")
+
+
+def _print_table(figures: dict[str, Any]) -> None:
+    width = max(map(len, figures))
+    for name, value in figures.items():
+        shown = f"{value:.4g}" if isinstance(value, float) else f"{value:,}"
+        print(f"{name.replace('_', ' '):<{width}}  {shown}")
+
+
+def _fail(message: str) -> NoReturn:
+    raise ValueError(message)

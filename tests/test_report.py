@@ -1,0 +1,187 @@
+import builtins
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from hf_sense.corpus import encode_corpus
+from hf_sense.dictionary import SenseDictionary
+from hf_sense.report import _apart, ambiguity, coverage, nearest_contexts, occurrences_of, write_report
+from hf_sense.teacher import load_teacher
+
+PNG = b"\x89PNG"
+
+
+@pytest.fixture(scope="module")
+def teacher(tiny_teacher_folder):
+    return load_teacher(str(tiny_teacher_folder))
+
+
+@pytest.fixture(scope="module")
+def corpus(teacher, texts):
+    return encode_corpus(texts, teacher.tokenizer, 32, disable_tqdm=True)
+
+
+@pytest.fixture(scope="module")
+def token(teacher, corpus):
+    """The most frequent token that is not special."""
+    counts = np.bincount(corpus.input_ids, minlength=len(teacher.tokenizer))
+    counts[teacher.tokenizer.all_special_ids] = 0
+    return int(counts.argmax())
+
+
+@pytest.fixture(scope="module")
+def dictionary(teacher, corpus, token):
+    """Two senses for the frequent token, its occurrences' ends; one for every other token of the corpus."""
+    lengths = torch.zeros(len(teacher.tokenizer), dtype=torch.int64)
+    lengths[torch.from_numpy(np.unique(corpus.input_ids)).long()] = 1
+    lengths[token] = 2
+    offsets = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
+    torch.manual_seed(0)
+    senses = torch.randn(int(lengths.sum()), teacher.dim)
+    found = occurrences_of(teacher, corpus, token).vectors
+    senses[offsets[token] : offsets[token + 1]] = found[[0, int((found - found[0]).norm(dim=1).argmax())]]
+    counts = torch.full((len(senses),), 30)
+    return SenseDictionary(senses, offsets, counts, tokenizer=teacher.tokenizer)
+
+
+def test_coverage_counts_tokens():
+    """Tokens outside the vocabulary would be looked up past its end, or negative ones from its end."""
+    dictionary = SenseDictionary(torch.ones(3, 2), torch.tensor([0, 1, 1, 3]))
+    assert coverage(dictionary, np.array([[0, 1, 2, 2]], np.int32)) == 0.75
+    assert coverage(dictionary, torch.tensor([0, 3, -1, 99])) == 0.25
+    with pytest.raises(ValueError, match="no tokens"):
+        coverage(dictionary, torch.tensor([]))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 100])
+def test_ambiguity_by_hand(rows, monkeypatch):
+    """Cutting a large vocabulary into ranges would lose or mix the tokens at their borders."""
+    monkeypatch.setattr("hf_sense.report._ROWS_AT_ONCE", rows)
+    senses = torch.tensor([[0.0, 0.0], [4.0, 0.0], [7.0, 7.0], [0.0, 1.0], [0.0, 1.0], [0.0, 4.0]])
+    counts = torch.tensor([3, 1, 5, 1, 1, 1])
+    found = ambiguity(SenseDictionary(senses, torch.tensor([0, 0, 2, 3, 3, 6, 6]), counts))
+    # Token 1: mean (1, 0), distances 1 and 3, (3 * 1 + 1 * 9) / 4. Token 4: mean (0, 2), (1 + 1 + 4) / 3.
+    assert found.tolist() == pytest.approx([0, 3, 0, 0, 2, 0])
+
+
+def test_occurrences_are_the_teachers(teacher, corpus, texts, token):
+    """Vectors would belong to other places than the contexts beside them, or change with padding."""
+    found = occurrences_of(teacher, corpus, token, batch_size=3)
+    assert len(found.vectors) == len(found.contexts) == int((corpus.input_ids == token).sum())
+    assert all("[" in context for context in found.contexts)
+    expected = []
+    for text in texts:
+        inputs = teacher.tokenizer(text, truncation=True, max_length=32, return_tensors="pt")
+        hidden = teacher.hidden_states(inputs["input_ids"], inputs["attention_mask"])
+        expected.append(hidden[inputs["input_ids"] == token])
+    distances = torch.cdist(found.vectors, torch.cat(expected))
+    assert float(distances.min(1).values.max()) < 1e-3
+    assert float(distances.min(0).values.max()) < 1e-3
+    name = teacher.tokenizer.convert_ids_to_tokens(token)
+    again = occurrences_of(teacher, texts, name, max_length=32, batch_size=3)
+    torch.testing.assert_close(again.vectors, found.vectors)
+    assert again.contexts == found.contexts
+
+
+def test_occurrences_are_bounded(teacher, corpus, token):
+    """A frequent token would send the whole corpus through the teacher."""
+    found = occurrences_of(teacher, corpus, token, max_texts=1)
+    assert 1 <= len(found.contexts) <= int(corpus.lengths.max())
+    absent = next(i for i in range(len(teacher.tokenizer)) if i not in set(corpus.input_ids.tolist()))
+    assert tuple(occurrences_of(teacher, corpus, absent).vectors.shape) == (0, teacher.dim)
+
+
+def test_nearest_contexts_belong_to_their_sense(dictionary, teacher, corpus, token):
+    """Contexts of one sense would be listed under another, or the farthest first."""
+    first, second = nearest_contexts(dictionary, token, teacher, corpus, per_sense=2)
+    assert [first.sense_id, second.sense_id] == list(dictionary.senses_of(token).sense_ids)
+    found = occurrences_of(teacher, corpus, token)
+    for sense in (first, second):
+        assert sense.occurrences == 30
+        assert 1 <= len(sense.contexts) == len(sense.distances) <= 2
+        assert sense.distances == sorted(sense.distances)
+        assert sense.distances[0] < 1e-2  # the sense is one of the occurrences
+    assert first.contexts[0] == found.contexts[0]
+
+
+def test_report_writes_what_it_names(dictionary, teacher, corpus, token, tmp_path):
+    """The report would show broken pictures, or no figure of the corpus."""
+    special = teacher.tokenizer.all_special_ids[0]
+    path = write_report(dictionary, tmp_path / "new", corpus=corpus, teacher=teacher, tokens=[token, special])
+    text = path.read_text(encoding="utf-8")
+    assert "| corpus tokens with senses | 100.00% |" in text
+    assert f"| `{teacher.tokenizer.convert_ids_to_tokens(token)}` | {token} | 60 | 2 |" in text
+    pictures = {part.split(")")[0] for part in text.split("](")[1:]}
+    assert {"senses_per_token.png", f"token-{token}.png"} <= pictures
+    for name in pictures:
+        assert (path.parent / name).read_bytes().startswith(PNG)
+    assert sorted(p.name for p in path.parent.iterdir()) == sorted({"report.md", *pictures})
+
+
+def test_report_without_teacher_or_names(tmp_path):
+    """One sense, none, equal senses, or more than there are colours would stop the report at a picture."""
+    senses = torch.cat([torch.randn(45, 1), torch.ones(3, 1)]) * torch.ones(48, 2)
+    dictionary = SenseDictionary(senses, torch.tensor([0, 1, 1, 45, 48]), torch.arange(1, 49))
+    path = write_report(dictionary, tmp_path, tokens=[0, 1, 2, 3])
+    text = path.read_text(encoding="utf-8")
+    assert "No senses" in text
+    assert (tmp_path / "token-2.png").is_file()
+    assert not (tmp_path / "token-1.png").exists()
+    empty = SenseDictionary(torch.zeros(0, 2), torch.tensor([0, 0]))
+    assert write_report(empty, tmp_path / "empty").is_file()
+
+
+def test_same_dictionary_same_pictures(dictionary, teacher, corpus, token, tmp_path):
+    """A principal direction's arbitrary sign would turn the picture over from run to run."""
+    first, second = (
+        write_report(dictionary, tmp_path / name, corpus=corpus, teacher=teacher, tokens=[token]).parent for name in "ab"
+    )
+    for path in first.iterdir():
+        assert path.read_bytes() == (second / path.name).read_bytes()
+
+
+def test_report_refuses(dictionary, teacher, tmp_path):
+    """A mistyped token would be found out only after the long work, with half a report written."""
+    with pytest.raises(ValueError, match="not a token of the vocabulary"):
+        write_report(dictionary, tmp_path / "x", tokens=["no such token at all"])
+    with pytest.raises(ValueError, match="outside the vocabulary"):
+        write_report(dictionary, tmp_path / "x", tokens=[10**6])
+    with pytest.raises(ValueError, match="pass corpus"):
+        write_report(dictionary, tmp_path / "x", teacher=teacher)
+    assert not (tmp_path / "x").exists()
+
+
+def test_report_leaves_matplotlib_alone(dictionary, tmp_path):
+    """Writing a report in a notebook would change the backend and the style of the user's own plots."""
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    write_report(dictionary, tmp_path)
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_numbers_do_not_cover_each_other():
+    """Senses that lie on one another in the plane would show one number for two."""
+    places = _apart(np.array([[50.0, 50.0], [50.0, 50.0], [53.0, 50.0], [400.0, 9.0]]), 20.0)
+    distance = np.linalg.norm(places[:, None] - places, axis=-1) + 100 * np.eye(4)
+    assert distance.min() > 19
+    np.testing.assert_allclose(places[3], [400, 9], atol=0.01)
+
+
+def test_without_matplotlib(dictionary, tmp_path, monkeypatch):
+    """Without the extra, the report would stop after the teacher has run."""
+    real = builtins.__import__
+
+    def no_matplotlib(name, *args, **kwargs):
+        if name.split(".")[0] == "matplotlib":
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setattr(builtins, "__import__", no_matplotlib)
+    with pytest.raises(ImportError, match=r"pip install hf-sense\[plot\]"):
+        write_report(dictionary, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
