@@ -7,6 +7,7 @@ Importing it registers the model type ``sense`` with ``AutoConfig``, ``AutoModel
 from __future__ import annotations
 
 import importlib
+import itertools
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +63,9 @@ def register() -> None:
 def _is_command() -> bool:
     """Whether this process is the ``hf-sense`` command, whose --help should not wait for torch."""
     argv = sys.orig_argv
-    return ("-m", "hf_sense") in zip(argv, argv[1:]) or any(arg.endswith(("/hf-sense", "\\hf-sense.exe")) for arg in argv[:3])
+    return ("-m", "hf_sense") in itertools.pairwise(argv) or any(
+        arg.endswith(("/hf-sense", "\\hf-sense.exe")) for arg in argv[:3]
+    )
 
 
 if not _is_command():

@@ -5,6 +5,7 @@ It orders the work, keeps it bounded and resumes it; what each step computes sta
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import time
@@ -92,7 +93,11 @@ def build_dictionary(
     """
     check_metric(metric)
     number_of_senses(torch.ones(1, dtype=torch.int64), max_senses)
-    for name, value in (("min_occurrences", min_occurrences), ("max_occurrences", max_occurrences), ("batch_size", batch_size)):
+    for name, value in (
+        ("min_occurrences", min_occurrences),
+        ("max_occurrences", max_occurrences),
+        ("batch_size", batch_size),
+    ):
         if value < 1:
             raise ValueError(f"{name} should be at least 1, but is {value}.")
     options = {"method": method, "max_senses": max_senses, "min_occurrences": min_occurrences, **clustering}
@@ -104,11 +109,11 @@ def build_dictionary(
     corpus = encode_corpus(found, teacher.tokenizer, max_length, disable_tqdm=disable_tqdm)
     vocab_size = len(teacher.tokenizer)
     excluded = () if special_tokens else tuple(teacher.tokenizer.all_special_ids)
-    sample = sample_occurrences(
-        corpus, vocab_size, max_occurrences=max_occurrences, seed=seed, excluded_ids=excluded
-    )
+    sample = sample_occurrences(corpus, vocab_size, max_occurrences=max_occurrences, seed=seed, excluded_ids=excluded)
     if not len(sample.token_ids):
-        raise ValueError("The texts hold special tokens alone; with special_tokens=False nothing is left to build from.")
+        raise ValueError(
+            "The texts hold special tokens alone; with special_tokens=False nothing is left to build from."
+        )
     metadata = {
         "teacher": teacher.description(),
         "clustering": options,
@@ -178,13 +183,19 @@ class _Work:
             if path.is_file():
                 before = json.loads(path.read_text(encoding="utf-8"))
                 if before != description:
-                    changed = {k: (before.get(k), description.get(k)) for k in description if before.get(k) != description.get(k)}
+                    changed = {
+                        k: (before.get(k), description.get(k))
+                        for k in description
+                        if before.get(k) != description.get(k)
+                    }
                     raise ValueError(
                         f"{folder} holds the unfinished work of another build. It differs in (before, now): {changed}. Give "
                         "another work_dir, or remove this one."
                     )
             elif any(folder.iterdir()):
-                raise ValueError(f"work_dir should be a new or empty folder, or that of a stopped build, but {folder} is not.")
+                raise ValueError(
+                    f"work_dir should be a new or empty folder, or that of a stopped build, but {folder} is not."
+                )
             else:
                 write_text(path, json.dumps(description, indent=2))
         state.wait_for_everyone()
@@ -269,7 +280,9 @@ def _embed_sample(
                     batch = batches[number]
                     which = np.searchsorted(sampled_texts, batch)
                     lengths = counts[which]
-                    rows = by_text[np.repeat(starts[which] - (lengths.cumsum() - lengths), lengths) + np.arange(lengths.sum())]
+                    rows = by_text[
+                        np.repeat(starts[which] - (lengths.cumsum() - lengths), lengths) + np.arange(lengths.sum())
+                    ]
                     hidden = teacher.hidden_states(**corpus.padded(batch, teacher.tokenizer.pad_token_id or 0))
                     places = torch.from_numpy(np.repeat(np.arange(len(batch)), lengths)).to(hidden.device)
                     positions = torch.from_numpy(sample.positions[rows].astype(np.int64)).to(hidden.device)
@@ -322,7 +335,7 @@ def _cluster_parts(
         disable=disable_tqdm or (None if work.rank == 0 else True),
     )  # fmt: skip
     with bar:
-        for number, (first, last) in enumerate(zip(edges[:-1], edges[1:])):
+        for number, (first, last) in enumerate(itertools.pairwise(edges)):
             rows = slice(int(bounds[first]), int(bounds[last]))
             part = work.part(number)
             if part is None:

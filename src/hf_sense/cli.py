@@ -17,7 +17,10 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 app = typer.Typer(
-    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Sense dictionaries for Transformers."
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Sense dictionaries for Transformers.",
 )
 
 _FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
@@ -52,8 +55,10 @@ def main(arguments: list[str] | None = None) -> int:
         print("hf-sense: stopped", file=sys.stderr)
         return 130
     except Exception as error:
-        if type(error).__module__.partition(".")[0] in ("click", "typer") or isinstance(error, (ValueError, OSError, ImportError)):
-            message = error.format_message() if hasattr(error, "format_message") else str(error)  # type: ignore[attr-defined]
+        if type(error).__module__.partition(".")[0] in ("click", "typer") or isinstance(
+            error, (ValueError, OSError, ImportError)
+        ):
+            message = error.format_message() if hasattr(error, "format_message") else str(error)
             print(f"hf-sense: {' '.join(message.split())}", file=sys.stderr)
             return int(getattr(error, "exit_code", 2) or 2) if not isinstance(error, OSError) else 2
         raise
@@ -64,9 +69,13 @@ def build(
     teacher: Annotated[str, typer.Option(help="The encoder: a folder or an id on the Hub.")],
     dataset: Annotated[str, typer.Option(help=_DATA_HELP)],
     output: Annotated[Path, typer.Option(help="Folder for the dictionary.")],
-    text_column: Annotated[str, typer.Option(help="Column of the texts; two, with a comma between, for pairs.")] = "text",
+    text_column: Annotated[
+        str, typer.Option(help="Column of the texts; two, with a comma between, for pairs.")
+    ] = "text",
     split: Annotated[str, typer.Option(help="Split of the data set.")] = "train",
-    max_senses: Annotated[str, typer.Option(help='Most senses a token: a number, "n/10", "sqrt", or "n/10,100".')] = "20",
+    max_senses: Annotated[
+        str, typer.Option(help='Most senses a token: a number, "n/10", "sqrt", or "n/10,100".')
+    ] = "20",
     metric: Annotated[MetricName, typer.Option(help="How a hidden state picks a sense.")] = MetricName.l2,
     method: Annotated[MethodName, typer.Option(help="How a token's vectors are clustered.")] = MethodName.kmeans,
     min_occurrences: Annotated[int, typer.Option(help="Tokens with fewer keep each vector as a sense.")] = 1,
@@ -76,7 +85,9 @@ def build(
     batch_size: Annotated[int, typer.Option(help="Texts the teacher reads at once.")] = 32,
     seed: Annotated[int, typer.Option(help="Of the sample and of the clustering.")] = 0,
     dtype: Annotated[str, typer.Option(help="Of the stored senses: float32, bfloat16 or float16.")] = "float32",
-    work_dir: Annotated[Path | None, typer.Option(help="Unfinished work, found again by the same command [OUTPUT.work].")] = None,
+    work_dir: Annotated[
+        Path | None, typer.Option(help="Unfinished work, found again by the same command [OUTPUT.work].")
+    ] = None,
 ) -> None:
     """Build a sense dictionary from a teacher and a corpus."""
     _refuse_file(output)
@@ -215,7 +226,9 @@ def inspect(
     text_column: Annotated[str, typer.Option(help="Column of the texts.")] = "text",
     split: Annotated[str, typer.Option(help="Split of the corpus.")] = "train",
     contexts: Annotated[int, typer.Option(help="Contexts a sense.")] = 3,
-    teacher: Annotated[str | None, typer.Option(help="The teacher, where it is not at the name in the dictionary.")] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="The teacher, where it is not at the name in the dictionary.")
+    ] = None,
 ) -> None:
     """Show a token's senses: their counts, and the contexts nearest to each."""
     from hf_sense.dictionary import SenseDictionary, token_id_of
@@ -236,7 +249,10 @@ def inspect(
         from hf_sense.report import nearest_contexts
         from hf_sense.teacher import load_teacher
 
-        found = nearest_contexts(dictionary, token_id, load_teacher(name), list(texts[text_column]), per_sense=contexts)
+        nearest = nearest_contexts(
+            dictionary, token_id, load_teacher(name), list(texts[text_column]), per_sense=contexts
+        )
+        found = {sense.sense_id: sense.contexts for sense in nearest}
     for sense_id, count, spread in zip(senses.sense_ids, senses.counts.tolist(), senses.spread.tolist()):
         print(f"  sense {sense_id}: {count} occurrences, spread {spread:.3g}")
         for context in found.get(sense_id, []):
@@ -270,7 +286,9 @@ def _load(name: str, split: str, text_column: str) -> tuple[Any, str | list[str]
         _fail(f"{name} could not be read as a data set: {cause}")
     columns = [part.strip() for part in text_column.split(",")]
     if missing := [column for column in columns if column not in data.column_names]:
-        _fail(f"{name} has no column {missing[0]!r}; it has {', '.join(data.column_names)}. Name it with --text-column.")
+        _fail(
+            f"{name} has no column {missing[0]!r}; it has {', '.join(data.column_names)}. Name it with --text-column."
+        )
     return data, columns[0] if len(columns) == 1 else columns
 
 
@@ -282,7 +300,9 @@ def _config_fields(arguments: list[str], config_class: Any) -> dict[str, Any]:
     options = [argument.partition("=")[0] for argument in arguments if argument.startswith("--")]
     for option in options:
         if option[2:].replace("-", "_").removeprefix("no_") not in known and option[2:].replace("-", "_") not in known:
-            _fail(f"There is no option {option}. See hf-sense distill --help and the fields of SenseDistillationConfig.")
+            _fail(
+                f"There is no option {option}. See hf-sense distill --help and the fields of SenseDistillationConfig."
+            )
     parser = HfArgumentParser(config_class)
     parser.exit_on_error = False
     for action in parser._actions:

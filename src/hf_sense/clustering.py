@@ -21,7 +21,7 @@ Method = Literal["kmeans", "spherical_kmeans", "markov", "markov_full", "paper"]
 
 _GRAM_POINTS = 256  # past this many points the inner products of all pairs cost more than they save
 _PAPER_MINIMUM = 5  # the paper gives no token fewer senses than this
-_PRUNE = 1e-3  # the reference's (markov_clustering.run_mcl): flow under this is cut, except each column's largest
+_PRUNE = 1e-3  # as markov_clustering.run_mcl, which the reference calls; a column's largest stays, or it would be empty
 # The constants of splitmix64 as signed int64.
 _GOLDEN, _MIX_1, _MIX_2 = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15
 _TINY = 1e-30
@@ -380,7 +380,7 @@ def markov_clusters(graph: Tensor, *, inflation: float = 1.65, max_iterations: i
     Args:
         graph: `(n, n)` float32, symmetric, at least 0, with self loops (a positive diagonal).
         inflation: over 1; larger gives smaller clusters.
-        max_iterations: most rounds; the reference implementation's 100.
+        max_iterations: most rounds.
 
     Returns:
         `(n,)` int64 labels 0, 1, ... in the order of the clusters' first points.

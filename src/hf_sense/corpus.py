@@ -68,7 +68,9 @@ def _texts(data: Iterable[Any], columns: list[str]) -> Iterator[Text]:
             row = row[0] if len(row) == 1 else row
         elif isinstance(row, list):
             row = tuple(row)
-        if not (isinstance(row, str) or (isinstance(row, tuple) and len(row) == 2 and all(isinstance(t, str) for t in row))):
+        if not (
+            isinstance(row, str) or (isinstance(row, tuple) and len(row) == 2 and all(isinstance(t, str) for t in row))
+        ):
             raise ValueError(f"Text {number} should be a string or a pair of strings, but is {row!r:.80}.")
         yield row
 

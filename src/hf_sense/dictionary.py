@@ -55,7 +55,9 @@ def token_id_of(token: str, tokenizer: PreTrainedTokenizerBase) -> int:
     pieces = tokenizer.tokenize(token)
     if len(pieces) == 1 and pieces[0] in vocabulary and pieces[0] != tokenizer.unk_token:
         return int(vocabulary[pieces[0]])
-    raise ValueError(f"{token!r} is not a token of the vocabulary; the tokenizer makes {pieces} of it. Ask for one of these.")
+    raise ValueError(
+        f"{token!r} is not a token of the vocabulary; the tokenizer makes {pieces} of it. Ask for one of these."
+    )
 
 
 class TokenSenses(NamedTuple):
@@ -129,7 +131,9 @@ class SenseDictionary:
 
     def _check_shapes(self) -> None:
         blocks, total = self._blocks, self.num_senses
-        if not blocks or any(b.ndim != 2 or b.shape[1] != blocks[0].shape[1] or b.dtype != blocks[0].dtype for b in blocks):
+        if not blocks or any(
+            b.ndim != 2 or b.shape[1] != blocks[0].shape[1] or b.dtype != blocks[0].dtype for b in blocks
+        ):
             raise ValueError(
                 "senses should be (num_senses, dim), or row blocks of one width and dtype, but got "
                 f"{[(tuple(block.shape), block.dtype) for block in blocks]}."
@@ -138,7 +142,9 @@ class SenseDictionary:
             raise ValueError(f"senses should be float16, bfloat16 or float32, but is {blocks[0].dtype}.")
         offsets = self.offsets
         if offsets.ndim != 1 or offsets.dtype != torch.int64 or len(offsets) < 1:
-            raise ValueError(f"offsets should be int64 (vocab_size + 1,), but is {offsets.dtype} {tuple(offsets.shape)}.")
+            raise ValueError(
+                f"offsets should be int64 (vocab_size + 1,), but is {offsets.dtype} {tuple(offsets.shape)}."
+            )
         if int(offsets[0]) != 0 or int(offsets[-1]) != total or bool((offsets[1:] < offsets[:-1]).any()):
             raise ValueError(
                 f"offsets should rise from 0 to num_senses = {total} without a step back, but runs from {int(offsets[0])} "
@@ -210,7 +216,9 @@ class SenseDictionary:
         if isinstance(token, str):
             tokenizer = tokenizer or self.tokenizer
             if tokenizer is None:
-                raise ValueError(f"To find the senses of {token!r}, pass the teacher's tokenizer, or give the token's id.")
+                raise ValueError(
+                    f"To find the senses of {token!r}, pass the teacher's tokenizer, or give the token's id."
+                )
             token = token_id_of(token, tokenizer)
         if not 0 <= token < self.vocab_size:
             raise ValueError(f"Token id {token} is outside the vocabulary of {self.vocab_size} tokens.")
@@ -264,7 +272,9 @@ class SenseDictionary:
         tokens, compact_ids = token_ids.cpu().unique(return_inverse=True)
         own = RaggedIndex.of(tokens, self.offsets)
         index = RaggedIndex.of(compact_ids, own.starts)
-        index = RaggedIndex(*(getattr(index, name).to(hidden.device) for name in ("starts", "lengths", "rows", "sense_ids")))
+        index = RaggedIndex(
+            *(getattr(index, name).to(hidden.device) for name in ("starts", "lengths", "rows", "sense_ids"))
+        )
         best = best_sense(sense_scores(hidden, index, self.rows(own.sense_ids).to(hidden.device), self.metric), index)
         if len(own.sense_ids) == 0:
             return best

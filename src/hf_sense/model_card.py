@@ -54,7 +54,7 @@ def model_card(name: str, class_name: str, teacher: dict[str, Any] | None, facts
         facts: numbers about the model, one row each.
     """
     loading = (
-        f'import hf_sense  # registers the model type\nfrom transformers import {class_name}\n\n'
+        f"import hf_sense  # registers the model type\nfrom transformers import {class_name}\n\n"
         f'model = {class_name}.from_pretrained("{name}")'
     )
     sections = [

@@ -63,9 +63,14 @@ class SenseTable(nn.Module):
         super().__init__()
         self.metric = config.metric
         self.outside: SenseDictionary | None = None
+        self.senses: torch.Tensor
+        self.offsets: torch.Tensor
+        self.counts: torch.Tensor
+        self.spread: torch.Tensor
         rows = 0 if config.sense_dictionary else config.num_senses
+        vocab_size = config.vocab_size or 0
         self.register_buffer("senses", torch.zeros(rows, config.sense_dim))
-        self.register_buffer("offsets", torch.zeros(config.vocab_size + 1, dtype=torch.int64))
+        self.register_buffer("offsets", torch.zeros(vocab_size + 1, dtype=torch.int64))
         self.register_buffer("counts", torch.zeros(config.num_senses, dtype=torch.int64))
         self.register_buffer("spread", torch.zeros(config.num_senses))
         self._half_norms: tuple[Any, torch.Tensor] | None = None
@@ -297,7 +302,12 @@ class SenseModel(SensePreTrainedModel):
         soft = config.selection == "soft"
         with torch.set_grad_enabled(torch.is_grad_enabled() and soft):
             scores = sense_scores(
-                hidden if soft else hidden.detach(), index, senses, config.metric, self.table.half_norms(), check_finite=False
+                hidden if soft else hidden.detach(),
+                index,
+                senses,
+                config.metric,
+                self.table.half_norms(),
+                check_finite=False,
             )
         best = None if soft and not output_senses else best_sense(scores.detach(), index)
         if soft:
@@ -388,9 +398,7 @@ class SenseModelForSequenceClassification(SensePreTrainedModel):
         loss = None
         if labels is not None:
             items = {} if num_items_in_batch is None else {"num_items_in_batch": num_items_in_batch}
-            loss = self.loss_function(
-                labels=labels, logits=logits, pooled_logits=logits, config=self.config, **items
-            )
+            loss = self.loss_function(labels=labels, logits=logits, pooled_logits=logits, config=self.config, **items)
         result = SequenceClassifierOutput(
             loss=loss, logits=logits, hidden_states=output.hidden_states, attentions=output.attentions
         )
@@ -398,7 +406,7 @@ class SenseModelForSequenceClassification(SensePreTrainedModel):
 
     def classify(self, vectors: torch.Tensor) -> torch.Tensor:
         """Logits ``(batch, num_labels)`` of pooled vectors ``(batch, sense_dim)``."""
-        if self.head_dense is not None:
+        if self.head_dense is not None and self.head_activation is not None:
             vectors = self.head_activation(self.head_dense(self.head_dropout(vectors)))
         return self.classifier(self.head_dropout(vectors))
 
@@ -406,6 +414,6 @@ class SenseModelForSequenceClassification(SensePreTrainedModel):
 def make_backbone(config: PretrainedConfig) -> PreTrainedModel:
     """An empty model of ``config``, without a pooling layer where the class lets one choose."""
     model_class = MODEL_MAPPING.get(type(config), None)
-    if isinstance(model_class, type) and "add_pooling_layer" in inspect.signature(model_class.__init__).parameters:
+    if isinstance(model_class, type) and "add_pooling_layer" in inspect.signature(model_class).parameters:
         return AutoModel.from_config(config, add_pooling_layer=False)
     return AutoModel.from_config(config)

@@ -299,9 +299,7 @@ class _PairSums(torch.autograd.Function):
         return to_values, to_senses, None
 
 
-def _sum_by_sense(
-    values: torch.Tensor, dense: torch.Tensor, senses: torch.Tensor, index: RaggedIndex
-) -> torch.Tensor:
+def _sum_by_sense(values: torch.Tensor, dense: torch.Tensor, senses: torch.Tensor, index: RaggedIndex) -> torch.Tensor:
     """The gradient of the table: for each sense, the sum over its pairs of ``value * dense[row]``."""
     result = torch.zeros(senses.shape, dtype=dense.dtype, device=dense.device)
     step = _rows_at_once(senses)

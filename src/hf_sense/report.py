@@ -355,7 +355,7 @@ def _draw_token(
     figure.draw_without_rendering()  # the layout settles the axes, which the numbers' places depend on
     axes.set_autoscale_on(False)
     places = _apart(axes.transData.transform(points), _MARK_POINTS * figure.dpi / 72)
-    moved = np.linalg.norm(places - axes.transData.transform(points), axis=1) > _MARK_POINTS / 2
+    moved = np.linalg.norm(places - axes.transData.transform(points), axis=1) > 3
     for local, (place, point) in enumerate(zip(axes.transData.inverted().transform(places), points)):
         badge = _badge(colors[local], inks[local])
         if moved[local]:

@@ -70,7 +70,12 @@ def sample_occurrences(
     excluded[list(excluded_ids)] = True
     empty = np.zeros(0, np.int64)
     sample = OccurrenceSample(
-        empty.astype(np.int32), empty.astype(np.uint64), empty, empty.astype(np.int32), empty, np.zeros(vocab_size, np.int64)
+        empty.astype(np.int32),
+        empty.astype(np.uint64),
+        empty,
+        empty.astype(np.int32),
+        empty,
+        np.zeros(vocab_size, np.int64),
     )
     lengths = corpus.lengths
     ends = corpus.offsets[1:]

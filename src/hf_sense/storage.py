@@ -31,7 +31,7 @@ VERIFY_BYTES = 256 * 2**20
 _JSON_BYTES = 64 * 2**20
 
 _SENSE_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
-_REQUIRED = {
+_REQUIRED: dict[str, Any] = {
     "format_version": int,
     "dim": int,
     "vocab_size": int,
@@ -54,7 +54,7 @@ def sha256_of(blocks: Iterable[torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """Calls ``write`` on a temporary name beside ``path``, flushes it to disk and renames it to ``path``."""
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     os.close(handle)
@@ -73,7 +73,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Writes ``text`` to ``path`` as UTF-8, whole or not at all."""
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8") and None)
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_dictionary(
@@ -175,7 +175,9 @@ def read_dictionary(
     if len({block.dtype for block in senses}) > 1:
         raise ValueError(f"{folder}: the row blocks of senses differ in dtype.")
     size = sum(block.nbytes for block in senses)
-    _check_bytes(folder, metadata["sha256"], small | {"senses": senses}, verify or (verify is None and size <= VERIFY_BYTES))
+    _check_bytes(
+        folder, metadata["sha256"], small | {"senses": senses}, verify or (verify is None and size <= VERIFY_BYTES)
+    )
     return senses, small, metadata
 
 
@@ -203,7 +205,7 @@ def _read_description(folder: Path) -> dict[str, Any]:
         value = metadata.get(key)
         if key not in metadata or not isinstance(value, kind) or isinstance(value, bool):
             raise ValueError(f"{path}: {key!r} should be a {kind}, but is {value!r}.")
-        if kind is int and not 0 <= value < 2**62:
+        if isinstance(value, int) and not 0 <= value < 2**62:
             raise ValueError(f"{path}: {key!r} is {value}, out of range.")
     unknown = sorted(set(metadata) - set(_REQUIRED) - _OPTIONAL)
     if unknown:
@@ -216,7 +218,9 @@ def _tensor_files(folder: Path) -> list[Path]:
     if single.is_file():
         return [single]
     if not index_path.is_file():
-        raise FileNotFoundError(f"{folder} has neither {TENSORS_NAME} nor {INDEX_NAME}; the dictionary is not complete.")
+        raise FileNotFoundError(
+            f"{folder} has neither {TENSORS_NAME} nor {INDEX_NAME}; the dictionary is not complete."
+        )
     try:
         names = sorted(set(json.loads(index_path.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 from transformers import AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
@@ -70,9 +69,11 @@ def make_student(
             "vocabulary."
         )
     head = _teacher_head(teacher) if copy_head else None
-    if head is not None:
+    if head is not None and teacher.head_model is not None:
         dense, activation, linear = head
-        inherited = {name: getattr(teacher.head_model.config, name) for name in ("id2label", "label2id", "problem_type")}
+        inherited = {
+            name: getattr(teacher.head_model.config, name) for name in ("id2label", "label2id", "problem_type")
+        }
         config_fields = {"head_activation": activation, "pooling": "cls", **inherited, **config_fields}
     student = model_class(
         SenseConfig(
@@ -146,14 +147,16 @@ def _teacher_head(teacher: Teacher) -> tuple[nn.Module | None, str | None, nn.Li
     model = teacher.head_model
     classifier = getattr(model, "classifier", None)
     if model is None or classifier is None:
-        raise ValueError("copy_head needs a teacher with a classifier: pass the AutoModelForSequenceClassification model.")
+        raise ValueError(
+            "copy_head needs a teacher with a classifier: pass the AutoModelForSequenceClassification model."
+        )
     if isinstance(classifier, nn.Linear):
         if isinstance(getattr(model, "pre_classifier", None), nn.Linear):  # DistilBERT
             return model.pre_classifier, "relu", classifier
         pooler = getattr(model, "pooler", None) or getattr(model.base_model, "pooler", None)
         if isinstance(pooler, nn.Linear):  # ALBERT
             return pooler, "tanh", classifier
-        if isinstance(getattr(pooler, "dense", None), nn.Linear):  # BERT and DeBERTa
+        if pooler is not None and isinstance(getattr(pooler, "dense", None), nn.Linear):  # BERT and DeBERTa
             return pooler.dense, getattr(model.config, "pooler_hidden_act", None) or "tanh", classifier
         if pooler is None:
             return None, None, classifier

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from hf_sense.corpus import encode_corpus, iterate_texts
 from hf_sense.dictionary import SenseDictionary, tokenizer_fingerprint
@@ -90,7 +90,9 @@ def compute_sense_targets(
     bar = tqdm(desc="Targets", unit=" tokens", unit_scale=True, disable=disable_tqdm)
     with bar:
         for begin in range(0, len(dataset), _TEXTS_A_PART):
-            texts = list(iterate_texts(dataset.select(range(begin, min(begin + _TEXTS_A_PART, len(dataset)))), text_column))
+            texts = list(
+                iterate_texts(dataset.select(range(begin, min(begin + _TEXTS_A_PART, len(dataset)))), text_column)
+            )
             digest = hashlib.sha256(identity.encode())
             digest.update("".join(map(repr, texts)).encode(errors="surrogatepass"))
             path = folder / f"targets-{digest.hexdigest()[:32]}.arrow"

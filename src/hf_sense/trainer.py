@@ -38,20 +38,26 @@ class SenseDistillationConfig(TrainingArguments):
         default=1.0, metadata={"help": "Weight of the cross-entropy on the teacher's senses (the paper's loss)."}
     )
     soft_weight: float = field(
-        default=0.0, metadata={"help": "Weight of the divergence from the teacher's distribution over senses; runs the teacher."}
+        default=0.0,
+        metadata={"help": "Weight of the divergence from the teacher's distribution over senses; runs the teacher."},
     )
     mse_weight: float = field(
         default=0.0, metadata={"help": "Weight of the squared error to the teacher's hidden states; runs the teacher."}
     )
     cosine_weight: float = field(
-        default=0.0, metadata={"help": "Weight of one minus the cosine to the teacher's hidden states; runs the teacher."}
+        default=0.0,
+        metadata={"help": "Weight of one minus the cosine to the teacher's hidden states; runs the teacher."},
     )
     temperature: float = field(default=1.0, metadata={"help": "Divides sense scores in the losses on senses."})
     live_teacher: bool = field(
         default=False, metadata={"help": "Run the teacher at every step instead of computing its senses once, before."}
     )
-    freeze_embeddings: bool = field(default=False, metadata={"help": "Leave the student's input embeddings as they are."})
-    text_column: str = field(default="text", metadata={"help": "Column of the texts, where targets are to be computed."})
+    freeze_embeddings: bool = field(
+        default=False, metadata={"help": "Leave the student's input embeddings as they are."}
+    )
+    text_column: str = field(
+        default="text", metadata={"help": "Column of the texts, where targets are to be computed."}
+    )
     max_length: int | None = field(default=None, metadata={"help": "Texts are cut to so many tokens."})
     target_batch_size: int = field(default=32, metadata={"help": "Texts the teacher reads at once for the targets."})
     target_cache_dir: str | None = field(default=None, metadata={"help": "Where computed targets are kept."})
@@ -63,8 +69,7 @@ class SenseDistillationConfig(TrainingArguments):
             raise ValueError(f"Loss weights should not be negative, and one should be above 0, but are {weights}.")
         if not self.temperature > 0:
             raise ValueError(f"temperature should be above 0, but is {self.temperature}.")
-        if self.label_names is None:
-            self.label_names = ["sense_labels"]
+        self.label_names: list[str] | None = self.label_names or ["sense_labels"]
 
     @property
     def needs_teacher_states(self) -> bool:
@@ -174,7 +179,6 @@ class SenseDistillationTrainer(Trainer):
             raise ValueError(
                 f"The data set has {names} and no sense_labels. Pass a teacher, or what compute_sense_targets returned."
             )
-        options = {"text_column": args.text_column, "disable_tqdm": args.disable_tqdm or None}
         if args.live_teacher:
             return _tokenized(dataset, self.teacher, args.text_column, args.max_length)
         return compute_sense_targets(
@@ -184,7 +188,8 @@ class SenseDistillationTrainer(Trainer):
             max_length=args.max_length,
             batch_size=args.target_batch_size,
             cache_dir=args.target_cache_dir,
-            **options,
+            text_column=args.text_column,
+            disable_tqdm=args.disable_tqdm or None,
         )
 
     def get_batch_samples(
@@ -235,7 +240,7 @@ class SenseDistillationTrainer(Trainer):
                 # The layout numbers the batch's own senses: targets go by their place in it.
                 targets = torch.searchsorted(global_ids, targets)
         else:
-            targets = best_sense(teacher_scores, index)  # type: ignore[arg-type]
+            targets = best_sense(teacher_scores, index)
         losses = torch.zeros(len(kept), device=hidden.device)
         if args.sense_weight:
             losses = losses + args.sense_weight * hard_sense_loss(scores, index, targets, args.temperature)
@@ -258,7 +263,9 @@ class SenseDistillationTrainer(Trainer):
         return (loss, output) if return_outputs else loss
 
     def _read_meter(self, name: str) -> tuple[float, float] | None:
-        total, agreed, count = self.accelerator.reduce(self._meters[name].to(self.args.device, torch.float32), "sum").tolist()
+        total, agreed, count = self.accelerator.reduce(
+            self._meters[name].to(self.args.device, torch.float32), "sum"
+        ).tolist()
         self._meters[name].zero_()
         return (total / count, agreed / count) if count else None
 
@@ -292,7 +299,7 @@ class SenseDistillationTrainer(Trainer):
         """Writes the student's card into ``args.output_dir``."""
         folder = Path(self.args.output_dir)
         config = self.student.config
-        last = next((logs for logs in reversed(self.state.log_history) if "eval_agreement" in logs), {})
+        last: dict[str, Any] = next((logs for logs in reversed(self.state.log_history) if "eval_agreement" in logs), {})
         facts = {
             "layers": config.get_text_config().num_hidden_layers,
             "parameters": self.student.num_parameters(),
@@ -303,7 +310,9 @@ class SenseDistillationTrainer(Trainer):
         }
         folder.mkdir(parents=True, exist_ok=True)
         auto = "AutoModel" if self.student.base_model is self.student else "AutoModelForSequenceClassification"
-        write_card(folder, model_card(model_name or folder.name, auto, config.dictionary_metadata.get("teacher"), facts))
+        write_card(
+            folder, model_card(model_name or folder.name, auto, config.dictionary_metadata.get("teacher"), facts)
+        )
 
 
 def _student_of(model: Any) -> SensePreTrainedModel:
@@ -316,7 +325,9 @@ def _student_of(model: Any) -> SensePreTrainedModel:
     return inner
 
 
-def _check_vocabulary(student: SensePreTrainedModel, teacher: Teacher | None, tokenizer: PreTrainedTokenizerBase) -> None:
+def _check_vocabulary(
+    student: SensePreTrainedModel, teacher: Teacher | None, tokenizer: PreTrainedTokenizerBase
+) -> None:
     dictionary = student.config.tokenizer_fingerprint
     mine = tokenizer_fingerprint(tokenizer)
     theirs = tokenizer_fingerprint(teacher.tokenizer) if teacher is not None else None
