@@ -47,8 +47,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("runs/demo"))
     parser.add_argument("--max-length", type=int, default=96)
     parser.add_argument("--steps", type=int, default=300, help="training steps of each student")
-    parser.add_argument("--train-texts", type=int, default=3000, help="texts for the dictionary and the students")
-    parser.add_argument("--test-texts", type=int, default=2189)
+    parser.add_argument("--train-texts", type=int, default=2000, help="texts for the dictionary and the students")
+    parser.add_argument("--test-texts", type=int, default=1000)
     return parser.parse_args()
 
 

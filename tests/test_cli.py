@@ -1,0 +1,100 @@
+"""The command line: what it makes, and what it says of bad input."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from hf_sense.cli import main
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, texts):
+    folder = tmp_path_factory.mktemp("data")
+    rows = [{"text": text, "label": "water" if "river" in text or "rain" in text else "dry"} for text in texts]
+    (folder / "train.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
+    (folder / "texts.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dictionary(data, tiny_teacher_folder):
+    folder = data / "dictionary"
+    arguments = ["--teacher", str(tiny_teacher_folder), "--dataset", str(data / "train.jsonl"), "--output", str(folder)]
+    assert main(["build", *arguments, "--max-senses", "3"]) == 0
+    return folder
+
+
+def test_build_distill_evaluate_inspect(data, dictionary, tiny_teacher_folder, capsys):
+    """A command does not take what the one before it made."""
+    train, student = str(data / "train.jsonl"), data / "student"
+    assert not (data / "dictionary.work").exists()
+    common = ["--teacher", str(tiny_teacher_folder), "--dictionary", str(dictionary), "--dataset", train]
+    options = ["--max-steps", "4", "--learning-rate", "1e-3", "--use-cpu", "--save-strategy", "no", "--disable-tqdm", "true"]
+    assert main(["distill", *common, "--output", str(student), "--num-hidden-layers", "1", *options]) == 0
+    figures = data / "figures.json"
+    arguments = ["--model", str(student), "--train", train, "--test", train, "--samples-per-label", "4"]
+    assert main(["evaluate", *arguments, "--output", str(figures)]) == 0
+    assert 0.3 < json.loads(figures.read_text(encoding="utf-8"))["few_shot_accuracy"] <= 1
+    capsys.readouterr()
+    assert main(["inspect", str(dictionary), "bank", "--corpus", train]) == 0
+    printed = capsys.readouterr().out
+    assert "'bank' (id" in printed
+    assert "[bank]" in printed
+
+
+def test_formats_give_the_same_dictionary(data, dictionary, tiny_teacher_folder):
+    """A text file is read otherwise than the same texts in JSON lines."""
+    other = data / "from_text"
+    arguments = ["--teacher", str(tiny_teacher_folder), "--dataset", str(data / "texts.txt"), "--output", str(other)]
+    assert main(["build", *arguments, "--max-senses", "3"]) == 0
+    tensors = [(folder / "sense_dictionary.safetensors").read_bytes() for folder in (dictionary, other)]
+    assert tensors[0] == tensors[1]
+
+
+COMMON = ["--teacher", "x", "--dataset", "{data}/train.jsonl", "--output", "o"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["build", "--teacher", "x"], "Missing option"),
+        (["build", "--teacher", "x", "--dataset", "/nowhere.jsonl", "--output", "o"], "no file or folder"),
+        (["build", *COMMON, "--text-column", "body"], "no column 'body'"),
+        (["build", *COMMON, "--metric", "l7"], "'l7'"),
+        (["build", *COMMON, "--max-senses", "many"], "many"),
+        (["build", "--teacher", "x", "--dataset", "{data}/train.jsonl", "--output", "{data}/train.jsonl"], "is a file"),
+        (["build", "--teacher", "{data}/no", "--dataset", "{data}/train.jsonl", "--output", "{data}/o"], "/no"),
+        (["inspect", "{data}/dictionary", "qqqqqq"], "not a token"),
+        (["inspect", "{data}", "bank"], "not a sense dictionary"),
+        (["distill", *COMMON, "--dictionary", "d", "--stepz", "3"], "--stepz"),
+        (["nonsense"], "nonsense"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line_and_exit_code_2(data, dictionary, capsys, arguments, message):
+    """A slip ends in a traceback, in silence, or in a file half-written."""
+    before = sorted(str(path) for path in data.rglob("*"))
+    capsys.readouterr()
+    assert main([argument.format(data=data) for argument in arguments]) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("hf-sense: ")
+    assert message in said
+    assert sorted(str(path) for path in data.rglob("*")) == before
+
+
+def test_help_does_not_wait_for_torch():
+    """--help imports torch and takes seconds."""
+    script = (
+        "import sys; sys.argv = ['hf-sense', '--help']; sys.orig_argv = [sys.executable, '-m', 'hf_sense', '--help']\n"
+        "from hf_sense.cli import main; code = main(['build', '--help'])\n"
+        "assert code == 0; assert not {'torch', 'transformers', 'datasets'} & set(sys.modules), 'heavy imports'"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+    begin = time.perf_counter()
+    done = subprocess.run([sys.executable, "-m", "hf_sense", "--help"], check=True, capture_output=True, text=True)
+    assert "distill" in done.stdout
+    print(f"{time.perf_counter() - begin:.2f} s")
