@@ -34,7 +34,17 @@ def test_build_distill_evaluate_inspect(data, dictionary, tiny_teacher_folder, c
     train, student = str(data / "train.jsonl"), data / "student"
     assert not (data / "dictionary.work").exists()
     common = ["--teacher", str(tiny_teacher_folder), "--dictionary", str(dictionary), "--dataset", train]
-    options = ["--max-steps", "4", "--learning-rate", "1e-3", "--use-cpu", "--save-strategy", "no", "--disable-tqdm", "true"]
+    options = [
+        "--max-steps",
+        "4",
+        "--learning-rate",
+        "1e-3",
+        "--use-cpu",
+        "--save-strategy",
+        "no",
+        "--disable-tqdm",
+        "true",
+    ]
     assert main(["distill", *common, "--output", str(student), "--num-hidden-layers", "1", *options]) == 0
     figures = data / "figures.json"
     arguments = ["--model", str(student), "--train", train, "--test", train, "--samples-per-label", "4"]
