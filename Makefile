@@ -32,7 +32,7 @@ bench: .venv/ready
 
 # Checks that every public name stands in the docs and that their links resolve.
 docs: .venv/ready
-	$(BIN)/python -m pytest tests/test_docs.py
+	$(BIN)/python -m pytest tests/test_house.py
 
 clean:
 	rm -rf .venv runs
