@@ -256,7 +256,7 @@ def test_parts_that_do_not_fit_are_refused(arguments, message):
 def test_lookup_refuses_what_does_not_fit():
     """Ids of another tokenizer read somebody else's rows."""
     dictionary = make()
-    with pytest.raises(ValueError, match="in 0..49"):
+    with pytest.raises(ValueError, match=r"in 0\.\.49"):
         dictionary.lookup(torch.tensor([50]), torch.ones(1, 8))
     with pytest.raises(ValueError, match="hidden_states should be"):
         dictionary.lookup(torch.tensor([1]), torch.ones(1, 4))
