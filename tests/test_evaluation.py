@@ -8,7 +8,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import adjusted_rand_score, f1_score, normalized_mutual_info_score
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import FunctionTransformer
 
 from hf_sense.configuration_sense import SenseConfig
 from hf_sense.evaluation import (
@@ -121,12 +121,31 @@ def test_few_shot_is_blind_to_length(blobs):
     assert few_shot_accuracy(stretched, train_labels, test * 5, test_labels).draws == pytest.approx(plain.draws)
 
 
+def scaled(vectors):
+    """Centres vectors and brings them to a mean square length of one."""
+    vectors = np.asarray(vectors, dtype=np.float64)
+    mean = vectors.mean(0)
+    length = np.sqrt(((vectors - mean) ** 2).sum(1).mean())
+    return FunctionTransformer(lambda given: (np.asarray(given, dtype=np.float64) - mean) / length)
+
+
+def test_a_dimension_that_is_all_but_constant_does_not_decide():
+    """Scaling each dimension by its own spread blows rounding up: 37 % came of 94 % on hard-replaced vectors."""
+    torch.manual_seed(0)
+    labels = [number % 2 for number in range(80)]
+    vectors = torch.randn(80, 4) + 3 * torch.tensor(labels)[:, None]
+    vectors[:, 0] = 1e-33 * torch.randn(80)
+    test = vectors.clone()
+    test[:, 0] = 0.1
+    assert linear_probe(vectors, labels, test, labels) > 0.95
+
+
 def test_linear_probe_as_scikit_learn(blobs):
-    """Folding the standardisation into the weights would shift the decision."""
+    """Folding centre and scale into the weights would shift the decision."""
     train, train_labels, test, test_labels = blobs
     train = train * torch.tensor([1, 100, 0.01, 1, 1, 0]) + 5  # the last dimension is constant
     test = test * torch.tensor([1, 100, 0.01, 1, 1, 0]) + 5
-    reference = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, C=0.5)).fit(train, train_labels)
+    reference = make_pipeline(scaled(train), LogisticRegression(max_iter=1000, C=0.5)).fit(train, train_labels)
     assert linear_probe(train, train_labels, test, test_labels, C=0.5) == reference.score(test, test_labels)
 
 
@@ -179,7 +198,7 @@ def test_fit_linear_head_as_scikit_learn(tokenizer, texts, num_labels):
     labels = [names[number % num_labels] for number in range(len(many))]
     accuracy = fit_linear_head(model, tokenizer, many, labels, C=0.3, disable_tqdm=True)
     vectors = embed(model, tokenizer, many, disable_tqdm=True).double().numpy()
-    reference = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, C=0.3)).fit(vectors, labels)
+    reference = make_pipeline(scaled(vectors), LogisticRegression(max_iter=1000, C=0.3)).fit(vectors, labels)
     logits = predict(model, tokenizer, many, disable_tqdm=True)
     np.testing.assert_allclose(logits.softmax(1), reference.predict_proba(vectors), atol=1e-3)
     assert accuracy == pytest.approx(reference.score(vectors, labels))

@@ -183,9 +183,9 @@ def linear_probe(
     test_vectors: Vectors,
     test_labels: Sequence[Label],
     *,
-    C: float = 1.0,
+    C: float = 10.0,
 ) -> float:
-    """Test accuracy of logistic regression on all training vectors, each dimension standardised.
+    """Test accuracy of logistic regression on all training vectors, centred and of unit mean square length.
 
     Args:
         train_vectors: floating ``(train, dim)``.
@@ -276,13 +276,13 @@ def fit_linear_head(
     labels: Sequence[Label],
     *,
     max_length: int | None = None,
-    C: float = 1.0,
+    C: float = 10.0,
     batch_size: int = 32,
     disable_tqdm: bool | None = None,
 ) -> float:
-    """Fits ``model.classifier`` alone: logistic regression on standardised pooled vectors.
+    """Fits ``model.classifier`` alone: logistic regression on pooled vectors, centred and of unit mean square length.
 
-    The standardisation is folded into the weights, so the model needs nothing else afterwards. ``config.id2label``,
+    Centre and scale are folded into the weights, so the model needs nothing else afterwards. ``config.id2label``,
     ``label2id`` and ``num_labels`` become those of ``labels``, sorted. To train the backbone as well, use ``Trainer``.
 
     Args:
@@ -372,19 +372,22 @@ def evaluate_classifier(
 
 
 def _regression(vectors: np.ndarray, ids: np.ndarray, C: float) -> tuple[np.ndarray, np.ndarray]:
-    """Weights ``(labels, dim)`` and biases ``(labels,)`` that take raw vectors, the standardisation folded in."""
-    linear, preprocessing = _sklearn("linear_model"), _sklearn("preprocessing")
+    """Weights ``(labels, dim)`` and biases ``(labels,)`` that take raw vectors, centre and scale folded in."""
+    linear = _sklearn("linear_model")
     if not np.isfinite(vectors).all():
         raise ValueError("The text vectors hold NaN or infinity; run the model in float32 or bfloat16.")
     if len(np.unique(ids)) < 2:
         raise ValueError(f"A classifier needs at least two labels, but all {len(ids)} texts have the same.")
-    scaler = preprocessing.StandardScaler().fit(vectors)
-    fitted = linear.LogisticRegression(max_iter=1000, C=C).fit(scaler.transform(vectors), ids)
+    # One scale for all dimensions: a hard choice of senses can leave a dimension all but constant, and dividing by its own
+    # spread would blow up what is left of it.
+    mean = vectors.mean(0)
+    scale = float(np.sqrt(np.square(vectors - mean).sum(1).mean())) or 1.0
+    fitted = linear.LogisticRegression(max_iter=1000, C=C).fit((vectors - mean) / scale, ids)
     weight, bias = fitted.coef_, fitted.intercept_
     if len(weight) == 1:  # scikit-learn keeps the difference of two labels; halves give softmax the same probability
         weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
-    weight = weight / scaler.scale_
-    return weight, bias - weight @ scaler.mean_
+    weight = weight / scale
+    return weight, bias - weight @ mean
 
 
 def _labelled(
