@@ -1,0 +1,62 @@
+"""The real teacher on real text: what random weights cannot show."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+
+from hf_sense import (
+    SenseDistillationConfig,
+    SenseDistillationTrainer,
+    SenseModelForSequenceClassification,
+    build_dictionary,
+    load_teacher,
+)
+from hf_sense.evaluation import evaluate_classifier, fit_linear_head
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+from real_data import reuters_r8, teacher_folder
+
+pytestmark = pytest.mark.real
+
+
+@pytest.fixture(scope="module")
+def stories():
+    try:
+        teacher = load_teacher(str(teacher_folder(fetch=False)))
+        return teacher, *reuters_r8("train", fetch=False)
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+
+
+def test_senses_keep_a_real_teachers_accuracy_and_a_student_learns_them(stories, tmp_path):
+    """Replaced vectors no longer tell stories apart, or a student does not come nearer to its teacher's choices."""
+    teacher, texts, labels = stories
+    train, test = slice(0, 400), slice(400, 600)
+    dictionary = build_dictionary(teacher, texts[train], max_length=48)
+    accuracy = {}
+    for selection in ("none", "hard"):
+        model = SenseModelForSequenceClassification.from_teacher(
+            teacher, dictionary, selection=selection, pooling="frequency"
+        )
+        fit_linear_head(model, teacher.tokenizer, texts[train], labels[train], max_length=48)
+        kept = [n for n in range(test.start, test.stop) if labels[n] in model.config.label2id]
+        found = evaluate_classifier(
+            model, teacher.tokenizer, [texts[n] for n in kept], [labels[n] for n in kept], max_length=48
+        )
+        accuracy[selection] = found["accuracy"]
+    assert accuracy["none"] > 0.8
+    assert accuracy["hard"] > accuracy["none"] - 0.05
+    student = SenseModelForSequenceClassification.from_teacher(teacher, dictionary, num_hidden_layers=2)
+    config = SenseDistillationConfig(
+        str(tmp_path), max_steps=15, learning_rate=1e-3, per_device_train_batch_size=16, max_length=48, save_strategy="no",
+        use_cpu=True, target_cache_dir=str(tmp_path / "cache"),
+    )  # fmt: skip
+    data = Dataset.from_dict({"text": texts[train]})
+    trainer = SenseDistillationTrainer(student, config, teacher=teacher, train_dataset=data)
+    before = trainer.evaluate(trainer.train_dataset)["eval_agreement"]
+    trainer.train()
+    assert trainer.evaluate(trainer.train_dataset)["eval_agreement"] > before + 0.1
