@@ -1,0 +1,135 @@
+"""What may be a teacher, and that padding on either side does not change what it says."""
+
+import pytest
+import torch
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    LlamaConfig,
+    LlamaModel,
+    T5Config,
+    T5EncoderModel,
+    T5Model,
+)
+
+from hf_sense.teacher import load_teacher, sees_both_ways
+
+
+@pytest.fixture(scope="module")
+def teacher(tiny_teacher_folder):
+    """The tiny encoder."""
+    return load_teacher(str(tiny_teacher_folder))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padded_equals_alone(teacher, texts, side):
+    """BERT numbers positions from the first column: with left padding every vector would be another."""
+    chosen = [min(texts, key=len), max(texts, key=len), "a mole"]
+    tokenizer = teacher.tokenizer
+    batch = tokenizer(chosen, padding=True, padding_side=side, return_tensors="pt")
+    assert (batch["attention_mask"] == 0).any()
+    padded = teacher.hidden_states(**batch)
+    for row, text in enumerate(chosen):
+        alone = teacher.hidden_states(**tokenizer([text], return_tensors="pt"))[0]
+        torch.testing.assert_close(padded[row, batch["attention_mask"][row].bool()], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_hidden_states_are_the_models_own(teacher, tiny_teacher_folder, texts):
+    """Dropout left on, or a layer before the last, would make senses of other vectors than the model's output."""
+    batch = teacher.tokenizer(texts[:4], padding=True, return_tensors="pt")
+    model = BertModel.from_pretrained(tiny_teacher_folder).eval()
+    with torch.no_grad():
+        expected = model(**batch).last_hidden_state
+    found = teacher.hidden_states(**batch)
+    assert not found.requires_grad
+    torch.testing.assert_close(found, expected)
+
+
+def test_segment_numbers_are_used(teacher):
+    """Pairs embedded without segment numbers are not what the encoder was trained on."""
+    batch = teacher.tokenizer([("the bank", "a river")], return_tensors="pt")
+    assert batch["token_type_ids"].max() == 1
+    with_types = teacher.hidden_states(**batch)
+    without = teacher.hidden_states(batch["input_ids"], batch["attention_mask"])
+    assert not torch.allclose(with_types, without)
+
+
+def test_description_and_limits(teacher):
+    """A dictionary says which teacher made it; a limit read from the wrong place cuts texts or overruns positions."""
+    assert (teacher.dim, teacher.max_length, teacher.attention) == (16, 64, "bidirectional")
+    described = teacher.description()
+    assert (described["model_type"], described["dtype"], described["max_length"]) == ("bert", "float32", 64)
+
+
+def test_loaded_models_and_heads(tiny_teacher_folder, teacher):
+    """A classifier's head must be kept for its students, and its backbone must be the teacher."""
+    config = BertConfig.from_pretrained(tiny_teacher_folder, num_labels=3)
+    classifier = BertForSequenceClassification.from_pretrained(tiny_teacher_folder, config=config)
+    loaded = load_teacher(classifier)
+    assert loaded.head_model is classifier
+    assert loaded.model is classifier.bert
+    assert not loaded.model.training
+    assert load_teacher(loaded) is loaded
+    assert teacher.head_model is None
+
+
+def test_fingerprint_follows_the_weights(tiny_teacher_folder, teacher):
+    """Targets stored for one teacher must not serve another with the same name."""
+    same = load_teacher(str(tiny_teacher_folder))
+    assert same.fingerprint == teacher.fingerprint
+    other = load_teacher(str(tiny_teacher_folder))
+    with torch.no_grad():
+        other.model.encoder.layer[0].output.dense.bias[0] += 1e-3
+    assert other.fingerprint != teacher.fingerprint
+
+
+def tiny(kind):
+    """A tiny model that may not be a teacher."""
+    if kind == "llama":
+        sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        return LlamaModel(LlamaConfig(vocab_size=40, max_position_embeddings=64, **sizes))
+    if kind == "t5":
+        return T5Model(T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2))
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return BertModel(BertConfig(vocab_size=40, is_decoder=True, **sizes))
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"), [("llama", "is a decoder"), ("t5", "encoder-decoder"), ("bert", "is a decoder")]
+)
+@pytest.mark.parametrize("on_disk", [True, False])
+def test_models_that_see_one_way_are_refused(kind, words, on_disk, tokenizer, tmp_path, monkeypatch):
+    """A decoder gives each first word one vector whatever follows, so its senses would be one a position."""
+    model = tiny(kind)
+    if on_disk:
+        model.save_pretrained(tmp_path)
+        tokenizer.save_pretrained(tmp_path)
+        # The config is enough to refuse: gigabytes of weights must not be loaded first.
+        loading = "hf_sense.teacher.AutoModel.from_pretrained"
+        monkeypatch.setattr(loading, lambda *_, **__: pytest.fail("weights loaded"))
+    with pytest.raises(ValueError, match=words):
+        load_teacher(str(tmp_path) if on_disk else model, tokenizer)
+
+
+def test_an_encoder_of_an_encoder_decoder_is_named_as_the_way_out(tokenizer):
+    """The message for T5 sends people to T5EncoderModel, which must then work."""
+    config = T5Config(vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    encoder = T5EncoderModel(config)
+    assert load_teacher(encoder, tokenizer).dim == 16
+
+
+def test_the_probe_finds_a_causal_model(tokenizer, teacher, tiny_teacher_folder, monkeypatch):
+    """Models with code of their own do not say that they are causal, so their outputs must be asked."""
+    assert sees_both_ways(teacher)
+    blind = BertModel.from_pretrained(tiny_teacher_folder)
+    for layer in blind.encoder.layer:
+        monkeypatch.setattr(layer.attention, "forward", lambda hidden, *_, **__: (hidden, None))
+    with pytest.raises(ValueError, match="does not see both ways"):
+        load_teacher(blind, tokenizer)
+
+
+def test_what_is_no_model_is_refused():
+    """A config or a pipeline passed by mistake should hear what is wanted."""
+    with pytest.raises(ValueError, match="a BertConfig came"):
+        load_teacher(BertConfig())
