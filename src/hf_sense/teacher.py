@@ -6,6 +6,7 @@ A teacher must see both ways; that is probed, not assumed. Decoders are refused 
 from __future__ import annotations
 
 import hashlib
+import os
 from typing import Any
 
 import torch
@@ -100,7 +101,7 @@ class Teacher:
 
 
 def load_teacher(
-    name_or_model: str | PreTrainedModel | Teacher,
+    name_or_model: str | os.PathLike[str] | PreTrainedModel | Teacher,
     tokenizer: PreTrainedTokenizerBase | None = None,
     *,
     dtype: torch.dtype | str | None = None,
@@ -130,8 +131,8 @@ def load_teacher(
     """
     if isinstance(name_or_model, Teacher):
         return name_or_model
-    if isinstance(name_or_model, str):
-        name = name_or_model
+    if isinstance(name_or_model, (str, os.PathLike)):
+        name = os.fspath(name_or_model)
         shared = {"revision": revision, "trust_remote_code": trust_remote_code}
         device_map = PartialState().device if device_map is None else device_map
         options = {"dtype": dtype, "device_map": device_map, "attn_implementation": attn_implementation}
