@@ -208,6 +208,17 @@ def test_dictionary_outside_the_model(teacher, dictionary, batch, tmp_path):
         AutoModel.from_pretrained(tmp_path / "student")
 
 
+def test_weights_written_in_place_are_noticed(teacher, dictionary, batch):
+    """Norms kept from the senses before load_state_dict pick the wrong senses after it."""
+    model, other = (SenseModel.from_teacher(teacher, dictionary) for _ in range(2))
+    other.table.senses = other.table.senses * torch.linspace(0.1, 3, len(other.table.senses))[:, None]
+    before = model(**batch, output_senses=True).sense_ids
+    model.load_state_dict(other.state_dict())
+    expected = other(**batch, output_senses=True).sense_ids
+    assert torch.equal(model(**batch, output_senses=True).sense_ids, expected)
+    assert not torch.equal(before, expected)
+
+
 def test_smaller_backbone_with_a_projection(teacher, dictionary, batch):
     """A narrower backbone cannot choose among the teacher's senses."""
     config = BertConfig(**{**teacher.model.config.to_dict(), "hidden_size": 8, "num_hidden_layers": 1})

@@ -238,6 +238,30 @@ def test_mismatches_are_refused(teacher, dictionary, data, student, tmp_path):
             config(tmp_path, **options)
 
 
+def test_student_with_its_dictionary_outside_learns_the_same(teacher, dictionary, data, tmp_path):
+    """Targets are global ids, and the senses of a batch from outside are numbered anew: the two are mixed up."""
+    dictionary.save_pretrained(tmp_path / "senses", max_shard_size=2000)
+    opened = SenseDictionary.from_pretrained(tmp_path / "senses")
+    results = []
+    for senses, path in ((dictionary, None), (opened, str(tmp_path / "senses"))):
+        model = SenseModel.from_teacher(teacher, senses, num_hidden_layers=1, dictionary_path=path)
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        trainer = SenseDistillationTrainer(model, config(tmp_path), teacher=teacher, train_dataset=data)
+        trainer.train()
+        results.append(weights(model.backbone))
+    torch.testing.assert_close(results[1], results[0], atol=1e-5, rtol=1e-4)
+
+
+def test_a_live_teacher_needs_the_column_too(teacher, data, student, tmp_path):
+    """A missing column ends in a KeyError of another package."""
+    with pytest.raises(ValueError, match="no column 'body'; it has 'text', 'label'"):
+        SenseDistillationTrainer(
+            student, config(tmp_path, live_teacher=True, text_column="body"), teacher=teacher, train_dataset=data
+        )
+
+
 def test_lora_student_learns(teacher, dictionary, data, tmp_path):
     """A student wrapped by PEFT is not recognised, or its adapters get no gradient."""
     from peft import LoraConfig, get_peft_model

@@ -65,15 +65,15 @@ class SenseConfig(PretrainedConfig):
     ) -> None:
         if isinstance(backbone_config, dict):
             backbone_config = AutoConfig.for_model(**backbone_config)
-        assert not isinstance(backbone_config, dict)  # for the type checker
         if selection not in SELECTIONS:
             raise ValueError(f"selection must be one of {', '.join(SELECTIONS)}, but is {selection!r}.")
         if not selection_temperature > 0:
             raise ValueError(f"selection_temperature should be above 0, but is {selection_temperature}.")
         if not frequency_smoothing > 0:
             raise ValueError(f"frequency_smoothing should be above 0, but is {frequency_smoothing}.")
-        self.backbone_config: PretrainedConfig | None = backbone_config
-        text = self.backbone_config.get_text_config() if self.backbone_config is not None else None
+        body: Any = backbone_config
+        text = body.get_text_config() if body is not None else None
+        self.backbone_config: PretrainedConfig | None = body
         self.sense_dim = sense_dim if sense_dim is not None else getattr(text, "hidden_size", None)
         self.num_senses = num_senses
         self.vocab_size = vocab_size if vocab_size is not None else getattr(text, "vocab_size", None)

@@ -90,14 +90,14 @@ class SenseTable(nn.Module):
         """``|s|^2 / 2`` of each sense, computed when the table has changed."""
         if self.metric == "dot" or self.outside is not None:
             return None
-        key = (self.senses.data_ptr(), self.senses.dtype, self.senses.device, self.senses.shape)
+        key = _state_of(self.senses)
         if self._half_norms is None or self._half_norms[0] != key:
             self._half_norms = key, half_squared_norms(self.senses)
         return self._half_norms[1]
 
     def probabilities(self) -> torch.Tensor:
         """The share of each token id among the occurrences behind the dictionary, float32 ``(vocab_size,)``."""
-        key = (self.counts.data_ptr(), self.counts.device, self.offsets.data_ptr(), len(self.offsets))
+        key = _state_of(self.counts), _state_of(self.offsets)
         if self._probabilities is None or self._probabilities[0] != key:
             running = torch.zeros(len(self.counts) + 1, dtype=torch.float64, device=self.counts.device)
             running[1:] = self.counts.to(torch.float64).cumsum(0)
@@ -218,6 +218,9 @@ class SenseModel(SensePreTrainedModel):
         >>> model = SenseModel.from_pretrained("org/skd-minilm")  # doctest: +SKIP
         >>> model(**tokenizer("a text", return_tensors="pt")).last_hidden_state  # doctest: +SKIP
     """
+
+    # A student saved with its classifier is also loaded without it.
+    _keys_to_ignore_on_load_unexpected = [r"^classifier\.", r"^head_dense\."]  # noqa: RUF012
 
     def __init__(self, config: SenseConfig) -> None:
         super().__init__(config)
@@ -409,6 +412,12 @@ class SenseModelForSequenceClassification(SensePreTrainedModel):
         if self.head_dense is not None and self.head_activation is not None:
             vectors = self.head_activation(self.head_dense(self.head_dropout(vectors)))
         return self.classifier(self.head_dropout(vectors))
+
+
+def _state_of(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """Changes when the tensor is exchanged, moved, cast, or written to in place, as load_state_dict does."""
+    version = None if tensor.is_inference() else tensor._version
+    return tensor.data_ptr(), version, tensor.dtype, tensor.device, tensor.shape
 
 
 def make_backbone(config: PretrainedConfig) -> PreTrainedModel:

@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
+from hf_sense.corpus import iterate_texts
 from hf_sense.dictionary import tokenizer_fingerprint
 from hf_sense.losses import cosine_loss, hard_sense_loss, soft_sense_loss, squared_error_loss
 from hf_sense.model_card import model_card, write_card
@@ -179,6 +180,7 @@ class SenseDistillationTrainer(Trainer):
             raise ValueError(
                 f"The data set has {names} and no sense_labels. Pass a teacher, or what compute_sense_targets returned."
             )
+        iterate_texts(dataset, args.text_column)
         if args.live_teacher:
             return _tokenized(dataset, self.teacher, args.text_column, args.max_length)
         return compute_sense_targets(
