@@ -14,7 +14,9 @@ from sklearn.cluster import KMeans
 from torch import Tensor
 
 from hf_sense import clustering
-from hf_sense.clustering import Clusters, cluster, kmeans, markov_clusters, number_of_senses
+from hf_sense.clustering import Clusters, cluster, number_of_senses
+from hf_sense.kmeans import _GRAM_POINTS, _uniform, kmeans
+from hf_sense.markov import _markov_round, markov_clusters
 
 METHODS = ("kmeans", "spherical_kmeans", "markov", "markov_full", "paper")
 
@@ -58,7 +60,7 @@ def same_bytes(a: Clusters, b: Clusters) -> bool:
 # k-means
 
 
-@pytest.mark.parametrize("n", [40, clustering._GRAM_POINTS + 44])
+@pytest.mark.parametrize("n", [40, _GRAM_POINTS + 44])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("iterations", [1, 3, 200])
 def test_kmeans_equals_scikit_learn_from_the_same_start(n: int, weighted: bool, iterations: int) -> None:
@@ -248,7 +250,7 @@ def test_seeds_and_problem_ids_decide_the_draws() -> None:
 
 def test_draws_are_uniform_and_independent() -> None:
     """A weak hash would give neighbouring token ids or steps related draws."""
-    draws = torch.stack([clustering._uniform(7, torch.arange(2000), step, 5) for step in range(4)])
+    draws = torch.stack([_uniform(7, torch.arange(2000), step, 5) for step in range(4)])
     assert ((draws >= 0) & (draws < 1)).all()
     assert float(draws.mean()) == pytest.approx(0.5, abs=0.01)
     assert float(draws.var()) == pytest.approx(1 / 12, abs=0.003)
@@ -317,7 +319,7 @@ def test_few_points_stay_exactly_themselves() -> None:
 
 def test_rows_with_the_same_hash_are_not_merged_unread(monkeypatch: pytest.MonkeyPatch) -> None:
     """A hash is no proof: two different vectors that share one must stay two senses."""
-    monkeypatch.setattr(clustering, "_GOLDEN", 0)  # every row hashes to 0
+    monkeypatch.setattr(clustering, "GOLDEN", 0)  # every row hashes to 0
     vectors = draw(6, 3)[[0, 1, 0, 2, 3, 0, 4, 5]]
     found = cluster(vectors, offsets_of(8), max_senses=9)
     assert torch.equal(found.centers[found.labels], vectors)
@@ -398,7 +400,7 @@ def test_one_markov_round_by_hand() -> None:
     Inflated by 2: (25, 25, 4)/54, (25, 64, 25)/114, (4, 25, 25)/54: point 1 attracts, and in the end holds all.
     """
     chain = torch.tensor([[1.0, 1, 0], [1, 1, 1], [0, 1, 1]])
-    after = clustering._markov_round(chain[None] / chain.sum(0), 2.0)[0]
+    after = _markov_round(chain[None] / chain.sum(0), 2.0)[0]
     expected = torch.tensor([[25 / 54, 25 / 114, 4 / 54], [25 / 54, 64 / 114, 25 / 54], [4 / 54, 25 / 114, 25 / 54]])
     torch.testing.assert_close(after, expected)
     assert markov_clusters(chain, inflation=2.0).tolist() == [0, 0, 0]

@@ -7,7 +7,8 @@ import torch
 
 from hf_sense.corpus import encode_corpus
 from hf_sense.dictionary import SenseDictionary
-from hf_sense.report import _apart, ambiguity, coverage, nearest_contexts, occurrences_of, write_report
+from hf_sense.pictures import _apart
+from hf_sense.report import ambiguity, coverage, nearest_contexts, occurrences_of, write_report
 from hf_sense.teacher import load_teacher
 
 PNG = b"\x89PNG"

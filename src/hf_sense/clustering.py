@@ -3,7 +3,7 @@
 It does not run a teacher, read text or store a dictionary, and it loops over groups of like-sized problems, not tokens.
 
 How it is fast: exact duplicates are merged first; problems are padded to a ladder of widths, by their own size alone,
-and solved in batches. A centre of k-means is an average of points, so up to `_GRAM_POINTS` points k-means runs on
+and solved in batches. A centre of k-means is an average of points, so up to 256 points k-means runs on
 their inner products, computed once: a step costs `n * n * k`, not `n * k * dim`, and a k-means++ candidate a look-up.
 """
 
@@ -12,19 +12,17 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from hf_sense.kmeans import GOLDEN, kmeans, mix_bits, unit_vectors
+from hf_sense.markov import full_graph, markov_labels, neighbor_graph
+
 Method = Literal["kmeans", "spherical_kmeans", "markov", "markov_full", "paper"]
 
-_GRAM_POINTS = 256  # past this many points the inner products of all pairs cost more than they save
 _PAPER_MINIMUM = 5  # the paper gives no token fewer senses than this
-_PRUNE = 1e-3  # as markov_clustering.run_mcl, which the reference calls; a column's largest stays, or it would be empty
-# The constants of splitmix64 as signed int64.
-_GOLDEN, _MIX_1, _MIX_2 = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15
-_TINY = 1e-30
 
 
 @dataclass(frozen=True)
@@ -47,20 +45,6 @@ class Clusters:
     labels: Tensor
     weights: Tensor
     spread: Tensor
-
-
-class Partition(NamedTuple):
-    """What `kmeans` finds: each point's cluster, and the clusters whose weighted means are the centres.
-
-    The two differ only where Lloyd stopped before it settled, or where a refilled cluster drew a tie and lost it.
-
-    Attributes:
-        labels: `(batch, n)` int64, the nearest centre of each point; meaningless at padding.
-        members: `(batch, n)` int64; centre `j` is the weighted mean of the points with `members == j`.
-    """
-
-    labels: Tensor
-    members: Tensor
 
 
 def cluster(
@@ -145,7 +129,7 @@ def cluster(
 
     def take(rows: Tensor) -> Tensor:
         points = vectors[rows].float()
-        return _unit(points) if spherical else points
+        return unit_vectors(points) if spherical else points
 
     problem_of_point = torch.repeat_interleave(torch.arange(num_problems, device=device), offsets.diff())
     kept, distinct = _merge_duplicates(take, problem_of_point, rows_at_once)
@@ -164,7 +148,7 @@ def cluster(
         for _, index, valid in _batches(sizes, starts, chosen, lambda n: n * (dim + 8 * n), max_elements):
             points = take(kept[index])
             graph = neighbor_graph(points, valid, neighbors) if method == "markov" else full_graph(points, valid)
-            labels[index[valid]] = _markov(graph, inflation)[valid]
+            labels[index[valid]] = markov_labels(graph, inflation)[valid]
         found = torch.zeros_like(sizes).index_add_(0, problem, (labels == position).long())
         if method == "paper":
             limit = limit.minimum((found * markov_share).ceil().long().clamp_min(_PAPER_MINIMUM))
@@ -221,256 +205,6 @@ def number_of_senses(occurrences: Tensor, rule: int | str) -> Tensor:
     return senses.masked_fill(occurrences == 0, 0)
 
 
-def kmeans(
-    points: Tensor,
-    weights: Tensor,
-    k: int | Tensor,
-    *,
-    start: Tensor | None = None,
-    seed: int = 0,
-    problem_ids: Tensor | None = None,
-    max_iterations: int = 50,
-    tolerance: float = 1e-4,
-    spherical: bool = False,
-) -> Partition:
-    """Run weighted Lloyd k-means on a padded batch of problems; for ragged data, duplicates and checks use `cluster`.
-
-    Stops a problem as scikit-learn does: when no label changes, or when the centres' summed squared shift is under
-    `tolerance` times the mean variance of a feature. Of equally near centres a point takes the lowest.
-    An empty cluster takes the point farthest from its centre, out of a cluster that can spare it.
-
-    Args:
-        points: `(batch, n, dim)` float32; unit or zero vectors if `spherical`.
-        weights: `(batch, n)` integer or floating, at least 0; 0 marks padding.
-        k: number of clusters, or `(batch,)` int64 if it differs.
-        start: `(batch, k, dim)` float32 first centres; greedy k-means++ (Arthur and Vassilvitskii, 2007) if not given.
-        seed: with `problem_ids`, decides the draws.
-        problem_ids: `(batch,)` int64, by default 0, 1, ...
-        max_iterations: most updates of the centres.
-        tolerance: see above; 0 waits until no label changes.
-        spherical: nearest by cosine to the mean direction (Dhillon and Modha, 2001).
-
-    Returns:
-        `Partition` of `(batch, n)` labels and members.
-    """
-    batch, n, dim = points.shape
-    mass = weights.to(points.dtype)
-    total = mass.sum(1, keepdim=True).clamp_min(_TINY)
-    # Distances survive a shift, and float32 products are far more accurate around the mean. Cosines do not survive it.
-    origin = torch.zeros_like(points[:, :1]) if spherical else torch.bmm((mass / total)[:, None], points)
-    centered = (points - origin).mul_((mass > 0)[..., None])
-    by_gram = n <= _GRAM_POINTS
-    kernel = torch.bmm(centered, centered.transpose(1, 2)) if by_gram else centered
-    square = kernel.diagonal(dim1=1, dim2=2).clone() if by_gram else centered.square().sum(2)
-    enough = tolerance * (mass * square).sum(1) / (total[:, 0] * dim)
-    sizes = torch.as_tensor(k, device=points.device).expand(batch)
-    slots = int(sizes.max())
-    if start is None:
-        ids = torch.arange(batch, device=points.device) if problem_ids is None else problem_ids
-        labels, distance = _plus_plus(kernel, by_gram, square, mass, sizes, slots, seed, ids)
-    else:
-        centers = _unit(start) if spherical else start - origin
-        products = torch.bmm(centers, centered.transpose(1, 2))
-        labels, distance = _nearest(products, centers.square().sum(2), square)
-
-    result = Partition(labels.clone(), labels.clone())
-    rows = torch.arange(batch, device=points.device)
-    running = torch.ones(batch, dtype=torch.bool, device=points.device)
-    averaging = torch.zeros(())
-    products = torch.zeros(())
-    for iteration in range(max_iterations):
-        members = _refill(labels, distance, mass, sizes, slots)
-        held = torch.zeros_like(mass[:, :1]).repeat(1, slots).scatter_add_(1, members, mass)
-        before, products_before = averaging, products
-        averaging = mass.new_zeros(len(rows), slots, n).scatter_(1, members[:, None], mass[:, None])
-        averaging /= held.clamp_min(_TINY)[..., None]
-        products = torch.bmm(averaging, kernel)
-        if not by_gram:
-            products = torch.bmm(products, kernel.transpose(1, 2))
-        norms = (averaging * products).sum(2)
-        if spherical:
-            scale = norms.clamp_min(_TINY).rsqrt()[..., None]
-            averaging, products, norms = averaging * scale, products * scale, norms * scale[..., 0].square()
-        new, distance = _nearest(products, norms.masked_fill(held == 0, math.inf), square)
-        finished = ((new == labels) | (mass == 0)).all(1)
-        if iteration:
-            finished |= ((averaging - before) * (products - products_before)).sum((1, 2)).abs() < enough
-        labels = new
-        done = running & (finished | (iteration == max_iterations - 1))
-        result.labels[rows[done]], result.members[rows[done]] = labels[done], members[done]
-        running = running & ~finished
-        if 4 * int(running.sum()) <= 3 * len(rows):  # copying costs about a step: not for each problem that settles
-            keep = running.nonzero()[:, 0]
-            rows, running, kernel, square, mass, enough = (
-                each[keep] for each in (rows, running, kernel, square, mass, enough)
-            )
-            sizes, labels, distance, averaging, products = (
-                each[keep] for each in (sizes, labels, distance, averaging, products)
-            )
-            if not len(rows):
-                break
-    return result
-
-
-def _nearest(products: Tensor, norms: Tensor, square: Tensor) -> tuple[Tensor, Tensor]:
-    """Label `(batch, n)` points by `|x|^2 - 2 x.c + |c|^2` from `(batch, k, n)` products; also return that distance."""
-    scores = torch.add(norms[..., None], products, alpha=-2)
-    labels = scores.argmin(1)
-    return labels, scores.gather(1, labels[:, None])[:, 0] + square
-
-
-def _plus_plus(
-    kernel: Tensor, by_gram: bool, square: Tensor, mass: Tensor, sizes: Tensor, slots: int, seed: int, ids: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Draw weighted greedy k-means++ centres, `2 + log k` candidates a step as scikit-learn; label the points."""
-    batch, n = mass.shape
-    flat = kernel.reshape(batch * n, -1)
-    first_row = torch.arange(0, batch * n, n, device=mass.device)[:, None]
-    tries = 2 + sizes.double().log().long()
-    labels = torch.zeros_like(mass, dtype=torch.int64)
-    closest = torch.ones_like(mass)
-    for step in range(slots):
-        candidates = 1 if step == 0 else int(tries.max())
-        cumulative = (mass * closest).cumsum(1)
-        drawn = _uniform(seed, ids, step, candidates) * cumulative[:, -1:]
-        picked = torch.searchsorted(cumulative, drawn, right=True).clamp_max(n - 1)
-        rows = flat.index_select(0, (first_row + picked).flatten()).view(batch, candidates, -1)
-        products = rows if by_gram else torch.bmm(rows, kernel.transpose(1, 2))
-        distance = (square.gather(1, picked)[..., None] + square[:, None] - 2 * products).clamp_min_(0)
-        distance.scatter_(2, picked[..., None], 0)  # rounding must not let a centre be drawn again
-        if step > 0:
-            distance = distance.minimum(closest[:, None])
-            potential = (distance @ mass[..., None])[..., 0]
-            potential.masked_fill_(torch.arange(candidates, device=mass.device) >= tries[:, None], math.inf)
-            best = potential.argmin(1)[:, None, None].expand(-1, 1, n)
-            distance = distance.gather(1, best)
-            labels = labels.masked_fill((distance[:, 0] < closest) & (step < sizes[:, None]), step)
-            distance = torch.where(step < sizes[:, None], distance[:, 0], closest)
-        else:
-            distance = distance[:, 0]
-        closest = distance
-    return labels, closest
-
-
-def _refill(labels: Tensor, distance: Tensor, mass: Tensor, sizes: Tensor, slots: int) -> Tensor:
-    """Give each empty cluster the point farthest from its centre, out of a cluster with other points."""
-    real = (mass > 0).long()
-    wanted = torch.arange(slots, device=labels.device) < sizes[:, None]
-    for _ in range(slots):
-        points = torch.zeros_like(wanted, dtype=torch.int64).scatter_add_(1, labels, real)
-        empty = wanted & (points == 0)
-        spare = distance.masked_fill((real == 0) | (points.gather(1, labels) < 2), -math.inf)
-        farthest = spare.max(1)
-        rows = (empty.any(1) & farthest.values.isfinite()).nonzero()[:, 0]
-        if not len(rows):
-            break
-        labels, distance = labels.clone(), distance.clone()
-        labels[rows, farthest.indices[rows]] = empty[rows].long().argmax(1)
-        distance[rows, farthest.indices[rows]] = 0
-    return labels
-
-
-def markov_clusters(graph: Tensor, *, inflation: float = 1.65, max_iterations: int = 100) -> Tensor:
-    """Cluster one weighted graph by Markov clustering (van Dongen, 2000) with expansion 2.
-
-    Each column of the graph is scaled to sum to 1; then, until nothing changes, the matrix is squared, raised entry by
-    entry to the power `inflation` and scaled again, and entries under 0.001 other than a column's largest are cut.
-    Attractors that then feed each other are one cluster, and a point belongs to the cluster of its strongest attractor.
-
-    Args:
-        graph: `(n, n)` float32, symmetric, at least 0, with self loops (a positive diagonal).
-        inflation: over 1; larger gives smaller clusters.
-        max_iterations: most rounds.
-
-    Returns:
-        `(n,)` int64 labels 0, 1, ... in the order of the clusters' first points.
-
-    Raises:
-        ValueError: the graph is not square, has negative entries or an empty diagonal.
-    """
-    square = graph.dim() == 2 and graph.shape[0] == graph.shape[1]
-    if not square or not bool((graph >= 0).all()) or not bool((graph.diagonal() > 0).all()):
-        raise ValueError(
-            "graph must be (n, n) with no negative entry and a positive diagonal, or a point has nowhere to flow to; "
-            f"got shape {tuple(graph.shape)}, smallest entry {min(graph.flatten().tolist(), default=0):g}."
-        )
-    if not len(graph):
-        return torch.zeros(0, dtype=torch.int64, device=graph.device)
-    return torch.unique(_markov(graph.float()[None], inflation, max_iterations)[0], return_inverse=True)[1]
-
-
-def neighbor_graph(points: Tensor, valid: Tensor, neighbors: int) -> Tensor:
-    """Join each of the `(batch, n, dim)` points with its most cosine-similar ones, either way; below zero is none."""
-    unit = _unit(points) * valid[..., None]
-    similarity = torch.bmm(unit, unit.transpose(1, 2)).clamp_min_(0)
-    similarity.diagonal(dim1=1, dim2=2).zero_()
-    top = similarity.topk(min(neighbors, similarity.shape[1]), dim=2)
-    graph = torch.zeros_like(similarity).scatter_(2, top.indices, top.values)
-    graph = graph.maximum(graph.transpose(1, 2))
-    graph.diagonal(dim1=1, dim2=2).fill_(1)
-    return graph
-
-
-def full_graph(points: Tensor, valid: Tensor) -> Tensor:
-    """Join all pairs of the `(batch, n, dim)` points, as the reference: `1 / (distance + 0.01)`, self loops of 1."""
-    graph = (torch.cdist(points, points) + 0.01).reciprocal() * (valid[:, :, None] & valid[:, None])
-    graph.diagonal(dim1=1, dim2=2).fill_(1)
-    return graph
-
-
-def _markov(graph: Tensor, inflation: float, max_iterations: int = 100) -> Tensor:
-    """Markov-cluster `(batch, n, n)` graphs; a point's label is the lowest position in its cluster."""
-    flow = graph / graph.sum(1, keepdim=True)
-    limit = flow.clone()
-    rows = torch.arange(len(graph), device=graph.device)
-    for _ in range(max_iterations):
-        new = _markov_round(flow, inflation)
-        moving = ((new - flow).abs_() > 1e-6 + 1e-5 * flow).any(2).any(1)
-        limit[rows] = new
-        rows, flow = rows[moving], new[moving]
-        if not len(rows):
-            break
-    n = graph.shape[1]
-    position = torch.arange(n, device=graph.device)
-    attractor = limit.diagonal(dim1=1, dim2=2) > 0
-    joined = (limit > 0) & attractor[:, :, None] & attractor[:, None]
-    joined.scatter_(1, limit.argmax(1)[:, None], True)
-    joined = joined | joined.transpose(1, 2)
-    labels = position.expand(len(graph), n)
-    while True:
-        lower = labels[:, :, None].where(joined, n).amin(1).minimum(labels)
-        if torch.equal(lower, labels):
-            return labels
-        labels = lower
-
-
-def _markov_round(flow: Tensor, inflation: float) -> Tensor:
-    """Expand, inflate and prune `(batch, n, n)` flows, whose columns sum to 1."""
-    flow = torch.bmm(flow, flow).pow_(inflation)
-    flow /= flow.sum(1, keepdim=True)
-    return flow.masked_fill_((flow < _PRUNE) & (flow < flow.amax(1, keepdim=True)), 0)
-
-
-def _unit(points: Tensor) -> Tensor:
-    # Scaled by the largest coordinate first, so that the norm of a huge or tiny vector neither overflows nor vanishes.
-    points = points / points.abs().amax(-1, keepdim=True).clamp_min(_TINY)
-    return points / points.norm(dim=-1, keepdim=True).clamp_min(_TINY)
-
-
-def _mix(bits: Tensor) -> Tensor:
-    """Splitmix64's finaliser (Steele, Lea and Flood, 2014) on int64; the masks make its shifts logical."""
-    bits = (bits ^ ((bits >> 30) & (2**34 - 1))) * _MIX_1
-    bits = (bits ^ ((bits >> 27) & (2**37 - 1))) * _MIX_2
-    return bits ^ ((bits >> 31) & (2**33 - 1))
-
-
-def _uniform(seed: int, ids: Tensor, step: int, candidates: int) -> Tensor:
-    """Draw `(batch, candidates)` float32 in [0, 1): of 23 bits, a draw times a total never rounds up to it."""
-    key = _mix(ids * _GOLDEN + ((seed + 2**63) % 2**64 - 2**63))
-    counter = torch.arange(step * 64 + 1, step * 64 + 1 + candidates, device=ids.device)
-    return ((_mix(key[:, None] + counter * _GOLDEN) >> 41) & (2**23 - 1)).float() * 2.0**-23
-
-
 def _batches(
     sizes: Tensor, starts: Tensor, chosen: Tensor, numbers: Callable[[int], int], max_elements: int
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -498,9 +232,9 @@ def _merge_duplicates(take: Callable[[Tensor], Tensor], problem: Tensor, rows_at
     for rows in position.split(rows_at_once):
         points = take(rows) + 0.0  # makes -0.0 into 0.0, which it equals
         wrong[rows] = ~points.abs().amax(1).isfinite()
-        words = torch.nn.functional.pad(points, (0, points.shape[1] % 2)).view(torch.int64) * _GOLDEN
+        words = torch.nn.functional.pad(points, (0, points.shape[1] % 2)).view(torch.int64) * GOLDEN
         words ^= words >> 32  # brings the bits that matter in round numbers down, where a product keeps them
-        hashes[rows] = (words * (_mix(torch.arange(words.shape[1], device=words.device)) | 1)).sum(1)
+        hashes[rows] = (words * (mix_bits(torch.arange(words.shape[1], device=words.device)) | 1)).sum(1)
     if bool(wrong.any()):
         first = int(problem[wrong.nonzero()[0, 0]])
         raise ValueError(
@@ -555,7 +289,7 @@ def _summarise(
         # Summing differences to one of the points keeps float32 accurate, and a lone or repeated vector exactly itself.
         moves = (points - anchors[member[rows] - mine.start]).mul_(share[rows, None])
         center = anchors + torch.zeros_like(anchors).index_add_(0, member[rows] - mine.start, moves) / held[mine, None]
-        centers[mine] = _unit(center) if spherical else center
+        centers[mine] = unit_vectors(center) if spherical else center
         away = (points - centers[label[rows]]).square_().sum(1) * mass[rows]
         spread[mine] = torch.zeros_like(held[mine]).index_add_(0, label[rows] - mine.start, away) / weights[mine]
     return Clusters(centers, offsets, label[distinct], weights, spread)

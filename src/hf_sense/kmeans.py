@@ -1,0 +1,199 @@
+"""k-means over many small problems at once, padded to one width, and the draws that start it.
+
+It neither groups problems nor sums up clusters; `hf_sense.clustering` does.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_GRAM_POINTS = 256  # past this many points the inner products of all pairs cost more than they save
+# The constants of splitmix64 as signed int64.
+GOLDEN, _MIX_1, _MIX_2 = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15
+_TINY = 1e-30
+
+
+class Partition(NamedTuple):
+    """What `kmeans` finds: each point's cluster, and the clusters whose weighted means are the centres.
+
+    The two differ only where Lloyd stopped before it settled, or where a refilled cluster drew a tie and lost it.
+
+    Attributes:
+        labels: `(batch, n)` int64, the nearest centre of each point; meaningless at padding.
+        members: `(batch, n)` int64; centre `j` is the weighted mean of the points with `members == j`.
+    """
+
+    labels: Tensor
+    members: Tensor
+
+
+def kmeans(
+    points: Tensor,
+    weights: Tensor,
+    k: int | Tensor,
+    *,
+    start: Tensor | None = None,
+    seed: int = 0,
+    problem_ids: Tensor | None = None,
+    max_iterations: int = 50,
+    tolerance: float = 1e-4,
+    spherical: bool = False,
+) -> Partition:
+    """Run weighted Lloyd k-means on a padded batch of problems; for ragged data, duplicates and checks use `cluster`.
+
+    Stops a problem as scikit-learn does: when no label changes, or when the centres' summed squared shift is under
+    `tolerance` times the mean variance of a feature. Of equally near centres a point takes the lowest.
+    An empty cluster takes the point farthest from its centre, out of a cluster that can spare it.
+
+    Args:
+        points: `(batch, n, dim)` float32; unit or zero vectors if `spherical`.
+        weights: `(batch, n)` integer or floating, at least 0; 0 marks padding.
+        k: number of clusters, or `(batch,)` int64 if it differs.
+        start: `(batch, k, dim)` float32 first centres; greedy k-means++ (Arthur and Vassilvitskii, 2007) if not given.
+        seed: with `problem_ids`, decides the draws.
+        problem_ids: `(batch,)` int64, by default 0, 1, ...
+        max_iterations: most updates of the centres.
+        tolerance: see above; 0 waits until no label changes.
+        spherical: nearest by cosine to the mean direction (Dhillon and Modha, 2001).
+
+    Returns:
+        `Partition` of `(batch, n)` labels and members.
+    """
+    batch, n, dim = points.shape
+    mass = weights.to(points.dtype)
+    total = mass.sum(1, keepdim=True).clamp_min(_TINY)
+    # Distances survive a shift, and float32 products are far more accurate around the mean. Cosines do not survive it.
+    origin = torch.zeros_like(points[:, :1]) if spherical else torch.bmm((mass / total)[:, None], points)
+    centered = (points - origin).mul_((mass > 0)[..., None])
+    by_gram = n <= _GRAM_POINTS
+    kernel = torch.bmm(centered, centered.transpose(1, 2)) if by_gram else centered
+    square = kernel.diagonal(dim1=1, dim2=2).clone() if by_gram else centered.square().sum(2)
+    enough = tolerance * (mass * square).sum(1) / (total[:, 0] * dim)
+    sizes = torch.as_tensor(k, device=points.device).expand(batch)
+    slots = int(sizes.max())
+    if start is None:
+        ids = torch.arange(batch, device=points.device) if problem_ids is None else problem_ids
+        labels, distance = _plus_plus(kernel, by_gram, square, mass, sizes, slots, seed, ids)
+    else:
+        centers = unit_vectors(start) if spherical else start - origin
+        products = torch.bmm(centers, centered.transpose(1, 2))
+        labels, distance = _nearest(products, centers.square().sum(2), square)
+
+    result = Partition(labels.clone(), labels.clone())
+    rows = torch.arange(batch, device=points.device)
+    running = torch.ones(batch, dtype=torch.bool, device=points.device)
+    averaging = torch.zeros(())
+    products = torch.zeros(())
+    for iteration in range(max_iterations):
+        members = _refill(labels, distance, mass, sizes, slots)
+        held = torch.zeros_like(mass[:, :1]).repeat(1, slots).scatter_add_(1, members, mass)
+        before, products_before = averaging, products
+        averaging = mass.new_zeros(len(rows), slots, n).scatter_(1, members[:, None], mass[:, None])
+        averaging /= held.clamp_min(_TINY)[..., None]
+        products = torch.bmm(averaging, kernel)
+        if not by_gram:
+            products = torch.bmm(products, kernel.transpose(1, 2))
+        norms = (averaging * products).sum(2)
+        if spherical:
+            scale = norms.clamp_min(_TINY).rsqrt()[..., None]
+            averaging, products, norms = averaging * scale, products * scale, norms * scale[..., 0].square()
+        new, distance = _nearest(products, norms.masked_fill(held == 0, math.inf), square)
+        finished = ((new == labels) | (mass == 0)).all(1)
+        if iteration:
+            finished |= ((averaging - before) * (products - products_before)).sum((1, 2)).abs() < enough
+        labels = new
+        done = running & (finished | (iteration == max_iterations - 1))
+        result.labels[rows[done]], result.members[rows[done]] = labels[done], members[done]
+        running = running & ~finished
+        if 4 * int(running.sum()) <= 3 * len(rows):  # copying costs about a step: not for each problem that settles
+            keep = running.nonzero()[:, 0]
+            rows, running, kernel, square, mass, enough = (
+                each[keep] for each in (rows, running, kernel, square, mass, enough)
+            )
+            sizes, labels, distance, averaging, products = (
+                each[keep] for each in (sizes, labels, distance, averaging, products)
+            )
+            if not len(rows):
+                break
+    return result
+
+
+def _nearest(products: Tensor, norms: Tensor, square: Tensor) -> tuple[Tensor, Tensor]:
+    """Label `(batch, n)` points by `|x|^2 - 2 x.c + |c|^2` from `(batch, k, n)` products; also return that distance."""
+    scores = torch.add(norms[..., None], products, alpha=-2)
+    labels = scores.argmin(1)
+    return labels, scores.gather(1, labels[:, None])[:, 0] + square
+
+
+def _plus_plus(
+    kernel: Tensor, by_gram: bool, square: Tensor, mass: Tensor, sizes: Tensor, slots: int, seed: int, ids: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Draw weighted greedy k-means++ centres, `2 + log k` candidates a step as scikit-learn; label the points."""
+    batch, n = mass.shape
+    flat = kernel.reshape(batch * n, -1)
+    first_row = torch.arange(0, batch * n, n, device=mass.device)[:, None]
+    tries = 2 + sizes.double().log().long()
+    labels = torch.zeros_like(mass, dtype=torch.int64)
+    closest = torch.ones_like(mass)
+    for step in range(slots):
+        candidates = 1 if step == 0 else int(tries.max())
+        cumulative = (mass * closest).cumsum(1)
+        drawn = _uniform(seed, ids, step, candidates) * cumulative[:, -1:]
+        picked = torch.searchsorted(cumulative, drawn, right=True).clamp_max(n - 1)
+        rows = flat.index_select(0, (first_row + picked).flatten()).view(batch, candidates, -1)
+        products = rows if by_gram else torch.bmm(rows, kernel.transpose(1, 2))
+        distance = (square.gather(1, picked)[..., None] + square[:, None] - 2 * products).clamp_min_(0)
+        distance.scatter_(2, picked[..., None], 0)  # rounding must not let a centre be drawn again
+        if step > 0:
+            distance = distance.minimum(closest[:, None])
+            potential = (distance @ mass[..., None])[..., 0]
+            potential.masked_fill_(torch.arange(candidates, device=mass.device) >= tries[:, None], math.inf)
+            best = potential.argmin(1)[:, None, None].expand(-1, 1, n)
+            distance = distance.gather(1, best)
+            labels = labels.masked_fill((distance[:, 0] < closest) & (step < sizes[:, None]), step)
+            distance = torch.where(step < sizes[:, None], distance[:, 0], closest)
+        else:
+            distance = distance[:, 0]
+        closest = distance
+    return labels, closest
+
+
+def _refill(labels: Tensor, distance: Tensor, mass: Tensor, sizes: Tensor, slots: int) -> Tensor:
+    """Give each empty cluster the point farthest from its centre, out of a cluster with other points."""
+    real = (mass > 0).long()
+    wanted = torch.arange(slots, device=labels.device) < sizes[:, None]
+    for _ in range(slots):
+        points = torch.zeros_like(wanted, dtype=torch.int64).scatter_add_(1, labels, real)
+        empty = wanted & (points == 0)
+        spare = distance.masked_fill((real == 0) | (points.gather(1, labels) < 2), -math.inf)
+        farthest = spare.max(1)
+        rows = (empty.any(1) & farthest.values.isfinite()).nonzero()[:, 0]
+        if not len(rows):
+            break
+        labels, distance = labels.clone(), distance.clone()
+        labels[rows, farthest.indices[rows]] = empty[rows].long().argmax(1)
+        distance[rows, farthest.indices[rows]] = 0
+    return labels
+
+
+def unit_vectors(points: Tensor) -> Tensor:
+    """`(..., dim)` at unit length; a zero vector stays zero."""
+    # Scaled by the largest coordinate first, so that the norm of a huge or tiny vector neither overflows nor vanishes.
+    points = points / points.abs().amax(-1, keepdim=True).clamp_min(_TINY)
+    return points / points.norm(dim=-1, keepdim=True).clamp_min(_TINY)
+
+
+def mix_bits(bits: Tensor) -> Tensor:
+    """Splitmix64's finaliser (Steele, Lea and Flood, 2014) on int64; the masks make its shifts logical."""
+    bits = (bits ^ ((bits >> 30) & (2**34 - 1))) * _MIX_1
+    bits = (bits ^ ((bits >> 27) & (2**37 - 1))) * _MIX_2
+    return bits ^ ((bits >> 31) & (2**33 - 1))
+
+
+def _uniform(seed: int, ids: Tensor, step: int, candidates: int) -> Tensor:
+    """Draw `(batch, candidates)` float32 in [0, 1): of 23 bits, a draw times a total never rounds up to it."""
+    key = mix_bits(ids * GOLDEN + ((seed + 2**63) % 2**64 - 2**63))
+    counter = torch.arange(step * 64 + 1, step * 64 + 1 + candidates, device=ids.device)
+    return ((mix_bits(key[:, None] + counter * GOLDEN) >> 41) & (2**23 - 1)).float() * 2.0**-23
