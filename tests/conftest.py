@@ -66,3 +66,19 @@ def tiny_teacher_folder(tokenizer, tmp_path_factory):
     BertModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def teacher(tiny_teacher_folder):
+    """That encoder, loaded."""
+    from hf_sense import load_teacher
+
+    return load_teacher(str(tiny_teacher_folder))
+
+
+@pytest.fixture(scope="session")
+def dictionary(teacher, texts):
+    """Its senses over the texts, at most four a token."""
+    from hf_sense import build_dictionary
+
+    return build_dictionary(teacher, texts, max_senses=4, disable_tqdm=True)

@@ -18,11 +18,6 @@ from hf_sense.sampling import sample_occurrences
 from hf_sense.teacher import Teacher
 
 
-@pytest.fixture(scope="module")
-def teacher(tiny_teacher_folder):
-    return load_teacher(str(tiny_teacher_folder))
-
-
 def places(sample, corpus):
     """A sample as a set of (token, the text's ids, position, weight), whatever the order of the texts."""
     return {

@@ -18,6 +18,7 @@ def data(tmp_path_factory, texts):
     rows = [{"text": text, "label": "water" if "river" in text or "rain" in text else "dry"} for text in texts]
     (folder / "train.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
     (folder / "texts.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
+    (folder / "empty.txt").touch()
     return folder
 
 
@@ -79,6 +80,7 @@ COMMON = ["--teacher", "x", "--dataset", "{data}/train.jsonl", "--output", "o"]
         (["build", *COMMON, "--max-senses", "many"], "many"),
         (["build", "--teacher", "x", "--dataset", "{data}/train.jsonl", "--output", "{data}/train.jsonl"], "is a file"),
         (["build", "--teacher", "{data}/no", "--dataset", "{data}/train.jsonl", "--output", "{data}/o"], "/no"),
+        (["build", "--teacher", "x", "--dataset", "{data}/empty.txt", "--output", "o"], "is empty"),
         (["inspect", "{data}/dictionary", "qqqqqq"], "not a token"),
         (["inspect", "{data}", "bank"], "not a sense dictionary"),
         (["distill", *COMMON, "--dictionary", "d", "--stepz", "3"], "--stepz"),

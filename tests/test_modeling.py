@@ -27,16 +27,6 @@ from hf_sense import (
 from hf_sense.pooling import POOLINGS
 
 
-@pytest.fixture(scope="module")
-def teacher(tiny_teacher_folder):
-    return load_teacher(str(tiny_teacher_folder))
-
-
-@pytest.fixture(scope="module")
-def dictionary(teacher, texts):
-    return build_dictionary(teacher, texts, max_senses=4, disable_tqdm=True)
-
-
 @pytest.fixture
 def batch(teacher, texts):
     return teacher.tokenizer(texts[:6], padding=True, return_tensors="pt")

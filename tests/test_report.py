@@ -9,15 +9,8 @@ from hf_sense.corpus import encode_corpus
 from hf_sense.dictionary import SenseDictionary
 from hf_sense.pictures import _apart
 from hf_sense.report import ambiguity, coverage, nearest_contexts, occurrences_of, write_report
-from hf_sense.teacher import load_teacher
 
 PNG = b"\x89PNG"
-
-
-@pytest.fixture(scope="module")
-def teacher(tiny_teacher_folder):
-    """A random teacher."""
-    return load_teacher(str(tiny_teacher_folder))
 
 
 @pytest.fixture(scope="module")

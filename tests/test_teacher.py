@@ -16,12 +16,6 @@ from transformers import (
 from hf_sense.teacher import load_teacher, sees_both_ways
 
 
-@pytest.fixture(scope="module")
-def teacher(tiny_teacher_folder):
-    """The tiny encoder."""
-    return load_teacher(str(tiny_teacher_folder))
-
-
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padded_equals_alone(teacher, texts, side):
     """BERT numbers positions from the first column: with left padding every vector would be another."""

@@ -18,22 +18,10 @@ from hf_sense import (
     SenseDistillationTrainer,
     SenseModel,
     SenseModelForSequenceClassification,
-    build_dictionary,
     compute_sense_targets,
-    load_teacher,
 )
 from hf_sense.losses import cosine_loss, hard_sense_loss, soft_sense_loss, squared_error_loss
 from hf_sense.ragged import RaggedIndex, sense_scores
-
-
-@pytest.fixture(scope="module")
-def teacher(tiny_teacher_folder):
-    return load_teacher(str(tiny_teacher_folder))
-
-
-@pytest.fixture(scope="module")
-def dictionary(teacher, texts):
-    return build_dictionary(teacher, texts, max_senses=4, disable_tqdm=True)
 
 
 @pytest.fixture
@@ -283,7 +271,7 @@ def test_two_processes_give_the_same_update_and_dictionary(tiny_teacher_folder, 
     results = []
     for ranks in (1, 2):
         output = tmp_path / f"{ranks}.pt"
-        command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}", "--master-port=29611"]
+        command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}", "--standalone"]
         command += [str(script), str(tiny_teacher_folder), str(tmp_path / "texts.txt"), str(output), str(16 // ranks)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
         assert done.returncode == 0, done.stderr[-3000:]

@@ -276,6 +276,8 @@ def _load(name: str, split: str, text_column: str) -> tuple[Any, str | list[str]
         files = [name]
     elif path.suffix in _FORMATS or name.count("/") > 1 or name.startswith(("/", ".")):
         _fail(f"There is no file or folder {name!r}.")
+    if files and not any(Path(file).stat().st_size for file in files):
+        _fail(f"{name} is empty.")
     try:
         if files:
             data = datasets.load_dataset(_FORMATS[Path(files[0]).suffix], data_files={split: files}, split=split)
