@@ -114,6 +114,21 @@ def test_cached_targets_equal_a_live_teacher(teacher, data, student, tmp_path):
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
+def test_a_live_teacher_overrules_stored_targets(teacher, dictionary, data, student, tmp_path):
+    """The teacher runs at every step, and the loss is still that of old labels."""
+    stored = compute_sense_targets(data, teacher, dictionary, cache_dir=tmp_path / "cache", disable_tqdm=True)
+    first = dictionary.offsets.tolist()
+    wrong = stored.map(lambda row: {"sense_labels": [first[token] for token in row["input_ids"]]})
+    losses = [
+        SenseDistillationTrainer(
+            student, config(tmp_path, live_teacher=live), teacher=teacher, eval_dataset=columns
+        ).evaluate()["eval_loss"]
+        for live, columns in ((False, stored), (True, wrong), (False, wrong))
+    ]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
+    assert abs(losses[2] - losses[0]) > 1e-2
+
+
 def test_evaluation_is_weighted_by_token(teacher, dictionary, data, student, tmp_path):
     """Loss and agreement depend on the batch size, as means of means do."""
     figures = [

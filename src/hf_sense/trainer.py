@@ -174,8 +174,10 @@ class SenseDistillationTrainer(Trainer):
 
     def _prepared(self, dataset: Any, args: SenseDistillationConfig) -> Any:
         names = getattr(dataset, "column_names", None)
-        if dataset is None or (isinstance(names, list) and {"input_ids", "sense_labels"} <= set(names)):
-            return dataset
+        if dataset is None:
+            return None
+        if isinstance(names, list) and {"input_ids", "sense_labels"} <= set(names):
+            return dataset.remove_columns("sense_labels") if args.live_teacher else dataset
         if self.teacher is None:
             raise ValueError(
                 f"The data set has {names} and no sense_labels. Pass a teacher, or what compute_sense_targets returned."
