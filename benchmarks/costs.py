@@ -124,7 +124,11 @@ def cached_targets(teacher: Teacher, texts: list[str], rounds: int) -> dict[str,
                 target_cache_dir=folder, dataloader_pin_memory=False, log_level="error",
             )  # fmt: skip
             trainer = SenseDistillationTrainer(
-                student, args, teacher=teacher if live else None, processing_class=teacher.tokenizer, train_dataset=stored
+                student,
+                args,
+                teacher=teacher if live else None,
+                processing_class=teacher.tokenizer,
+                train_dataset=stored,
             )
             trainer.pop_callback(next(c for c in trainer.callback_handler.callbacks if "Printer" in type(c).__name__))
             trainer.train()

@@ -1,12 +1,11 @@
 """Builds a sense dictionary: corpus, sample, teacher, clusters, dictionary.
 
-It orders the work, keeps it bounded and resumes it; what each step computes stands in the module of its name.
+It orders the work and keeps it bounded; what each step computes stands in the module of its name.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 import time
 from collections.abc import Iterable, Sequence
@@ -17,18 +16,16 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
-from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from hf_sense import __version__
 from hf_sense.clustering import Clusters, cluster, number_of_senses
 from hf_sense.corpus import EncodedCorpus, encode_corpus, iterate_texts
 from hf_sense.dictionary import SenseDictionary, tokenizer_fingerprint
 from hf_sense.ragged import check_metric
 from hf_sense.sampling import OccurrenceSample, sample_occurrences
-from hf_sense.storage import write_atomically, write_text
 from hf_sense.teacher import Teacher, load_teacher
+from hf_sense.unfinished import UnfinishedBuild
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +129,7 @@ def build_dictionary(
             "sha256": corpus.sha256,
         },
     }
-    work = _Work(Path(work_dir) if work_dir else None, {**metadata, "teacher_sha256": teacher.fingerprint})
+    work = UnfinishedBuild(Path(work_dir) if work_dir else None, {**metadata, "teacher_sha256": teacher.fingerprint})
     vectors = _embed_sample(teacher, corpus, sample, batch_size, work, disable_tqdm)
     bounds = np.searchsorted(sample.token_ids, np.arange(vocab_size + 1)).astype(np.int64)
     clusters = _cluster_parts(vectors, bounds, sample, options, seed, work, disable_tqdm)
@@ -167,97 +164,12 @@ def _name_of(texts: Any) -> str | None:
     return getattr(info, "dataset_name", None)
 
 
-class _Work:
-    """Unfinished work in a folder: sampled vectors in a file, how many batches are in it, and the parts clustered."""
-
-    def __init__(self, folder: Path | None, description: dict[str, Any]) -> None:
-        state = PartialState()
-        self.rank, self.ranks = state.process_index, state.num_processes
-        self._folder = folder
-        if folder is None:
-            return
-        description = json.loads(json.dumps({**description, "library_version": __version__, "processes": self.ranks}))
-        path = folder / "build.json"
-        folder.mkdir(parents=True, exist_ok=True)
-        if state.is_main_process:
-            if path.is_file():
-                before = json.loads(path.read_text(encoding="utf-8"))
-                if before != description:
-                    changed = {
-                        k: (before.get(k), description.get(k))
-                        for k in description
-                        if before.get(k) != description.get(k)
-                    }
-                    raise ValueError(
-                        f"{folder} holds the unfinished work of another build. It differs in (before, now): {changed}. Give "
-                        "another work_dir, or remove this one."
-                    )
-            elif any(folder.iterdir()):
-                raise ValueError(
-                    f"work_dir should be a new or empty folder, or that of a stopped build, but {folder} is not."
-                )
-            else:
-                write_text(path, json.dumps(description, indent=2))
-        state.wait_for_everyone()
-
-    def vectors(self, rows: int, dim: int) -> torch.Tensor:
-        """Float32 ``(rows, dim)``, zero where nothing was written yet."""
-        if self._folder is None:
-            return torch.zeros(rows, dim)
-        path = self._folder / f"vectors-{self.rank}.f32"
-        if not path.is_file() or path.stat().st_size != rows * dim * 4:
-            self._progress_path.unlink(missing_ok=True)
-            with open(path, "wb") as file:
-                file.truncate(rows * dim * 4)
-        self._map = np.memmap(path, np.float32, "r+", shape=(rows, dim))
-        return torch.from_numpy(self._map)
-
-    @property
-    def _progress_path(self) -> Path:
-        return (self._folder or Path()) / f"batches-{self.rank}.txt"
-
-    def batches_done(self) -> int:
-        """How many batches' vectors are in the file."""
-        if self._folder is None or not self._progress_path.is_file():
-            return 0
-        return int(self._progress_path.read_text())
-
-    def save(self, batches: int) -> None:
-        """Flushes the vectors, then notes how many batches they hold."""
-        if self._folder is not None:
-            self._map.flush()
-            write_text(self._progress_path, str(batches))
-
-    def part(self, number: int) -> dict[str, torch.Tensor] | None:
-        """The clusters of a part, if it is done."""
-        path = (self._folder or Path()) / f"part-{number:06d}.safetensors"
-        return load_file(path) if self._folder is not None and path.is_file() else None
-
-    def save_part(self, number: int, tensors: dict[str, torch.Tensor]) -> None:
-        """Keeps the clusters of a part."""
-        if self._folder is not None and self.rank == 0:
-            path = self._folder / f"part-{number:06d}.safetensors"
-            write_atomically(path, lambda temporary: save_file(tensors, temporary))
-
-    def remove(self) -> None:
-        """Removes what this build wrote, and the folder if nothing else is in it."""
-        if self._folder is None:
-            return
-        PartialState().wait_for_everyone()
-        if self.rank == 0:
-            for pattern in ("vectors-*.f32", "batches-*.txt", "part-*.safetensors", "build.json"):
-                for path in self._folder.glob(pattern):
-                    path.unlink()
-            if not any(self._folder.iterdir()):
-                self._folder.rmdir()
-
-
 def _embed_sample(
     teacher: Teacher,
     corpus: EncodedCorpus,
     sample: OccurrenceSample,
     batch_size: int,
-    work: _Work,
+    work: UnfinishedBuild,
     disable_tqdm: bool | None,
 ) -> torch.Tensor:
     """The teacher's vector at each place of the sample, float32 ``(n, dim)``."""
@@ -320,7 +232,7 @@ def _cluster_parts(
     sample: OccurrenceSample,
     options: dict[str, Any],
     seed: int,
-    work: _Work,
+    work: UnfinishedBuild,
     disable_tqdm: bool | None,
 ) -> Clusters:
     """Clusters the tokens part by part, each part a run of token ids with about the same work."""

@@ -1,0 +1,148 @@
+"""The sense layer of a model: its senses, and the step that puts one of them in each hidden state's place.
+
+The table's layout and its arithmetic are those of ``hf_sense.dictionary`` and ``hf_sense.ragged``; here they become weights.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from hf_sense.configuration_sense import SenseConfig
+from hf_sense.dictionary import SenseDictionary
+from hf_sense.ragged import (
+    NO_SENSE,
+    RaggedIndex,
+    best_sense,
+    expected_sense,
+    half_squared_norms,
+    sense_log_probabilities,
+    sense_scores,
+    take_senses,
+)
+
+
+class SenseTable(nn.Module):
+    """A model's senses: tensors among its weights, or a memory-mapped dictionary kept outside."""
+
+    def __init__(self, config: SenseConfig) -> None:
+        super().__init__()
+        self.metric = config.metric
+        self.outside: SenseDictionary | None = None
+        self.senses: torch.Tensor
+        self.offsets: torch.Tensor
+        self.counts: torch.Tensor
+        self.spread: torch.Tensor
+        rows = 0 if config.sense_dictionary else config.num_senses
+        vocab_size = config.vocab_size or 0
+        self.register_buffer("senses", torch.zeros(rows, config.sense_dim))
+        self.register_buffer("offsets", torch.zeros(vocab_size + 1, dtype=torch.int64))
+        self.register_buffer("counts", torch.zeros(config.num_senses, dtype=torch.int64))
+        self.register_buffer("spread", torch.zeros(config.num_senses))
+        self._half_norms: tuple[Any, torch.Tensor] | None = None
+        self._probabilities: tuple[Any, torch.Tensor] | None = None
+
+    def fill(self, dictionary: SenseDictionary, dtype: torch.dtype, outside: bool) -> None:
+        """Takes over a dictionary's tensors; tokens past its vocabulary get no senses."""
+        extra = len(self.offsets) - len(dictionary.offsets)
+        self.offsets = torch.nn.functional.pad(dictionary.offsets, (0, extra), value=dictionary.num_senses)
+        self.counts, self.spread = dictionary.counts, dictionary.spread
+        if outside:
+            self.outside = dictionary
+        else:
+            self.senses = dictionary.senses.to(dtype)
+
+    def half_norms(self) -> torch.Tensor | None:
+        """``|s|^2 / 2`` of each sense, computed when the table has changed."""
+        if self.metric == "dot" or self.outside is not None:
+            return None
+        key = _state_of(self.senses)
+        if self._half_norms is None or self._half_norms[0] != key:
+            self._half_norms = key, half_squared_norms(self.senses)
+        return self._half_norms[1]
+
+    def probabilities(self) -> torch.Tensor:
+        """The share of each token id among the occurrences behind the dictionary, float32 ``(vocab_size,)``."""
+        key = _state_of(self.counts), _state_of(self.offsets)
+        if self._probabilities is None or self._probabilities[0] != key:
+            running = torch.zeros(len(self.counts) + 1, dtype=torch.float64, device=self.counts.device)
+            running[1:] = self.counts.to(torch.float64).cumsum(0)
+            shares = (running[self.offsets[1:]] - running[self.offsets[:-1]]) / running[-1].clamp_min(1)
+            self._probabilities = key, shares.float()
+        return self._probabilities[1]
+
+    def layout(self, token_ids: torch.Tensor) -> tuple[RaggedIndex, torch.Tensor, torch.Tensor | None]:
+        """The senses of ``token_ids`` ``(n,)``: their layout, the table it points into, and the table's global ids.
+
+        The third is ``None`` where the layout's sense ids are global already.
+        """
+        if self.outside is None:
+            return RaggedIndex.of(token_ids, self.offsets), self.senses, None
+        tokens, compact = token_ids.unique(return_inverse=True)
+        own = RaggedIndex.of(tokens, self.offsets)
+        rows = self.outside.rows(own.sense_ids.cpu()).to(token_ids.device)
+        return RaggedIndex.of(compact, own.starts), rows, own.sense_ids
+
+    def replace(
+        self,
+        contextual: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        config: SenseConfig,
+        output_senses: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Puts a sense of its token in the place of each hidden state under the mask, as ``config.selection`` says.
+
+        Args:
+            contextual: ``(batch, sequence, dim)``.
+            input_ids: int64 ``(batch, sequence)``.
+            attention_mask: ``(batch, sequence)``; where it is 0 the state stays.
+            config: its ``selection``, ``selection_temperature`` and ``metric`` count.
+            output_senses: also return the choice and what it was made from.
+
+        Returns:
+            The states; and with ``output_senses`` the best senses' global ids, int64 ``(batch, sequence)``, -100 where there
+            is none, and the scores, float32 ``(pairs,)``.
+        """
+        if config.selection == "none" and not output_senses:
+            return contextual, None, None
+        flat = contextual.reshape(-1, contextual.shape[-1])
+        kept = attention_mask.reshape(-1).nonzero().squeeze(-1)
+        hidden = flat[kept]
+        index, senses, global_ids = self.layout(input_ids.reshape(-1)[kept])
+        soft = config.selection == "soft"
+        with torch.set_grad_enabled(torch.is_grad_enabled() and soft):
+            scores = sense_scores(
+                hidden if soft else hidden.detach(),
+                index,
+                senses,
+                config.metric,
+                self.half_norms(),
+                check_finite=False,
+            )
+        best = None if soft and not output_senses else best_sense(scores.detach(), index)
+        if soft:
+            probabilities = sense_log_probabilities(scores / config.selection_temperature, index).exp()
+            chosen = expected_sense(probabilities, index, senses, hidden)
+        elif config.selection == "none":
+            chosen = hidden
+        else:
+            chosen = take_senses(senses, best, hidden)
+            if config.selection == "straight_through":
+                chosen = hidden + (chosen - hidden).detach()
+        replaced = flat.index_copy(0, kept, chosen.to(flat.dtype)).view_as(contextual)
+        if not output_senses or best is None:
+            return replaced, None, None
+        if global_ids is not None and len(global_ids):
+            best = torch.where(best >= 0, global_ids[best.clamp_min(0)], NO_SENSE)
+        sense_ids = torch.full_like(input_ids, NO_SENSE).view(-1)
+        sense_ids[kept] = best
+        return replaced, sense_ids.view_as(input_ids), scores
+
+
+def _state_of(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """Changes when the tensor is exchanged, moved, cast, or written to in place, as load_state_dict does."""
+    version = None if tensor.is_inference() else tensor._version
+    return tensor.data_ptr(), version, tensor.dtype, tensor.device, tensor.shape
