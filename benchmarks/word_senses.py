@@ -52,8 +52,8 @@ def word_vectors(teacher: Teacher, rows: list[dict[str, Any]], batch_size: int =
     return vectors
 
 
-def score_word(teacher: Teacher, folder: Path) -> dict[str, tuple[float, float, float]]:
-    """Accuracy, NMI and ARI of each recipe on one word, in %; NaN where clusters play no part."""
+def score_word(teacher: Teacher, folder: Path, seeds: int) -> dict[str, list[list[float]]]:
+    """Accuracy, NMI and ARI of each recipe on one word, in %, for each seed of the clustering."""
     rows = {name: _read(folder / f"{name}.jsonl") for name in ("train", "test")}
     gold = {name: [row["sense"] for row in part] for name, part in rows.items()}
     vectors = {name: word_vectors(teacher, part) for name, part in rows.items()}
@@ -64,21 +64,28 @@ def score_word(teacher: Teacher, folder: Path) -> dict[str, tuple[float, float, 
         "nearest labelled neighbour": [gold["train"][number] for number in nearest],
     }
     scores = {
-        name: (100 * sum(a == b for a, b in zip(guess, gold["test"])) / len(guess), float("nan"), float("nan"))
-        for name, guess in guesses.items()
+        name: [[100 * sum(a == b for a, b in zip(guess, gold["test"])) / len(guess)]] for name, guess in guesses.items()
     }
     for count, shown in ((20, "20"), (len(set(gold["train"])), "gold number")):
         for method, metric in RECIPES:
-            found = cluster(vectors["train"], torch.tensor([0, len(vectors["train"])]), method=method, max_senses=count)
-            # One word is a dictionary of one token.
-            senses = SenseDictionary(found.centers, found.offsets, found.weights, found.spread, metric=metric)
-            ids = {
-                name: senses.lookup(torch.zeros(len(part), dtype=torch.int64), part).numpy()
-                for name, part in vectors.items()
-            }
-            result = word_sense_scores(ids["train"], gold["train"], ids["test"], gold["test"])
-            scores[f"{method}, {metric}, k = {shown}"] = (100 * result.accuracy, 100 * result.nmi, 100 * result.ari)
+            scores[f"{method}, {metric}, k = {shown}"] = [
+                _score_clusters(vectors, gold, method, metric, count, seed) for seed in range(seeds)
+            ]
     return scores
+
+
+def _score_clusters(
+    vectors: dict[str, torch.Tensor], gold: dict[str, list[str]], method: Any, metric: str, count: int, seed: int
+) -> list[float]:
+    layout = torch.tensor([0, len(vectors["train"])])
+    found = cluster(vectors["train"], layout, method=method, max_senses=count, seed=seed)
+    # One word is a dictionary of one token.
+    senses = SenseDictionary(found.centers, found.offsets, found.weights, found.spread, metric=metric)
+    ids = {
+        name: senses.lookup(torch.zeros(len(part), dtype=torch.int64), part).numpy() for name, part in vectors.items()
+    }
+    result = word_sense_scores(ids["train"], gold["train"], ids["test"], gold["test"])
+    return [100 * result.accuracy, 100 * result.nmi, 100 * result.ari]
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
@@ -91,17 +98,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with a folder a word")
     parser.add_argument("--teacher", help="folder or Hub id of an encoder; all-MiniLM-L6-v2 if not given")
+    parser.add_argument("--seeds", type=int, default=10, help="how many times each recipe clusters each word")
     parser.add_argument("--output", type=Path, help="write the scores, word by word, to this JSON file")
     options = parser.parse_args()
     folders = sorted(path.parent for path in options.data.glob("*/train.jsonl"))
     if not folders:
         parser.error(f"{options.data} holds no folder with a train.jsonl; it should hold one a word.")
     teacher = load_teacher(options.teacher or default_teacher())
-    words = {folder.name: score_word(teacher, folder) for folder in folders}
-    print(f"Mean over {len(words)} words, in %:\n\n| | accuracy | NMI | ARI |\n| --- | --- | --- | --- |")
+    words = {folder.name: score_word(teacher, folder, options.seeds) for folder in folders}
+    print(
+        f"Means over {len(words)} words and {options.seeds} seeds, in %; the range is that of the seeds.\n\n"
+        "| | accuracy | range | NMI | ARI |\n| --- | --- | --- | --- | --- |"
+    )
     for name in next(iter(words.values())):
-        means = torch.tensor([scores[name] for scores in words.values()]).mean(0).tolist()
-        print(f"| {name} | {' | '.join('' if mean != mean else f'{mean:.1f}' for mean in means)} |")
+        by_seed = torch.tensor([scores[name] for scores in words.values()]).mean(0)
+        means = [f"{mean:.1f}" for mean in by_seed.mean(0).tolist()]
+        if len(means) == 1:
+            print(f"| {name} | {means[0]} | | | |")
+        else:
+            low, high = by_seed[:, 0].min(), by_seed[:, 0].max()
+            print(f"| {name} | {means[0]} | {low:.1f} to {high:.1f} | {means[1]} | {means[2]} |")
     if options.output:
         options.output.write_text(json.dumps(words, indent=2) + "\n")
 

@@ -60,6 +60,21 @@ def same_bytes(a: Clusters, b: Clusters) -> bool:
 # k-means
 
 
+@pytest.mark.parametrize("method", ["kmeans", "spherical_kmeans"])
+def test_restarts_keep_the_best_start_of_each_problem(method):
+    """More starts give a worse clustering, or one problem's best start is taken for all."""
+    points, offsets = draw(1500, 5), offsets_of(300, 250, 350, 280, 320)
+    options = {"method": method, "max_senses": 12, "tolerance": 0.0, "max_iterations": 100}
+
+    def losses(found: Clusters) -> list[float]:
+        return [float((found.spread * found.weights)[a:b].sum()) for a, b in zip(found.offsets, found.offsets[1:])]
+
+    single = [losses(cluster(points, offsets, seed=seed, **options)) for seed in range(3, 7)]
+    best = cluster(points, offsets, seed=3, restarts=4, **options)
+    assert len({column.index(min(column)) for column in zip(*single)}) > 1
+    assert losses(best) == pytest.approx([min(column) for column in zip(*single)], rel=1e-5)
+
+
 @pytest.mark.parametrize("n", [40, _GRAM_POINTS + 44])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("iterations", [1, 3, 200])
@@ -70,7 +85,9 @@ def test_kmeans_equals_scikit_learn_from_the_same_start(n: int, weighted: bool, 
         torch.randint(1, 6, (n,), generator=torch.Generator().manual_seed(1)) if weighted else torch.ones(n).long()
     )
     start = points[:7].clone()
-    labels, members = kmeans(points[None], weights[None], 7, start=start[None], max_iterations=iterations, tolerance=0)
+    labels, members, _ = kmeans(
+        points[None], weights[None], 7, start=start[None], max_iterations=iterations, tolerance=0
+    )
     reference = KMeans(7, init=start.numpy(), n_init=1, algorithm="lloyd", max_iter=iterations, tol=0)
     reference.fit(points.numpy(), sample_weight=weights.numpy())
     centers = means(points, weights, members[0], 7)
@@ -87,9 +104,9 @@ def test_tolerance_stops_where_scikit_learn_stops() -> None:
     for tolerance in (0.05, 0.5):
         reference = KMeans(9, init=start.numpy(), n_init=1, algorithm="lloyd", max_iter=300, tol=tolerance)
         reference.fit(points.numpy())
-        _, settled = kmeans(points[None], torch.ones(1, 400), 9, start=start[None], max_iterations=300, tolerance=0)
+        _, settled, _ = kmeans(points[None], torch.ones(1, 400), 9, start=start[None], max_iterations=300, tolerance=0)
         loose = kmeans(points[None], torch.ones(1, 400), 9, start=start[None], max_iterations=300, tolerance=tolerance)
-        labels, members = loose
+        labels, members, _ = loose
         assert not torch.equal(members, settled)
         assert labels[0].tolist() == reference.labels_.tolist()
         np.testing.assert_allclose(means(points, torch.ones(400), members[0], 9), reference.cluster_centers_, atol=1e-3)
@@ -134,7 +151,7 @@ def test_an_empty_cluster_takes_the_farthest_point() -> None:
     """A start with a centre that nobody is near must still give k clusters, the same as scikit-learn's."""
     points = torch.tensor([[0.0], [1.0], [2.0], [10.0], [11.0], [30.0]])
     start = torch.tensor([[1.0], [11.0], [500.0]])
-    labels, _ = kmeans(points[None], torch.ones(1, 6), 3, start=start[None])
+    labels, _, _ = kmeans(points[None], torch.ones(1, 6), 3, start=start[None])
     reference = KMeans(3, init=start.numpy(), n_init=1).fit(points.numpy())
     assert labels[0].tolist() == [0, 0, 0, 1, 1, 2] == reference.labels_.tolist()
 
@@ -142,13 +159,13 @@ def test_an_empty_cluster_takes_the_farthest_point() -> None:
 def test_refilling_never_robs_a_lone_point() -> None:
     """The farthest point may be alone in its cluster; taking it there only moves the hole."""
     points = torch.tensor([[0.0], [1.0], [3.0], [100.0]])
-    labels, _ = kmeans(points[None], torch.ones(1, 4), 3, start=torch.tensor([[[1.0], [900.0], [60.0]]]))
+    labels, _, _ = kmeans(points[None], torch.ones(1, 4), 3, start=torch.tensor([[[1.0], [900.0], [60.0]]]))
     assert labels[0].tolist() == [0, 0, 1, 2]
 
 
 def test_more_clusters_than_points_ends() -> None:
     """With more clusters than points no refill is possible; a loop that insists would never return."""
-    labels, _ = kmeans(draw(1, 3, 2), torch.ones(1, 3), 5)
+    labels, _, _ = kmeans(draw(1, 3, 2), torch.ones(1, 3), 5)
     assert len(set(labels[0].tolist())) == 3
 
 
@@ -162,7 +179,7 @@ def test_spherical_equals_a_plain_loop(scale: float) -> None:
         expected = (points @ centers.T).argmax(1)
         centers = torch.nn.functional.normalize(means(points, weights, expected, 4), dim=1)
     start = points[None, :4]
-    labels, _ = kmeans(points[None], weights[None], 4, start=start, spherical=True, max_iterations=100, tolerance=0)
+    labels, _, _ = kmeans(points[None], weights[None], 4, start=start, spherical=True, max_iterations=100, tolerance=0)
     assert torch.equal(labels[0], expected)
 
 

@@ -11,13 +11,14 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import reduce
 from itertools import pairwise
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from hf_sense.kmeans import GOLDEN, kmeans, mix_bits, unit_vectors
+from hf_sense.kmeans import GOLDEN, Partition, kmeans, mix_bits, unit_vectors
 from hf_sense.markov import full_graph, markov_labels, neighbor_graph
 
 Method = Literal["kmeans", "spherical_kmeans", "markov", "markov_full", "paper"]
@@ -57,6 +58,7 @@ def cluster(
     seed: int = 0,
     problem_ids: Tensor | None = None,
     weights: Tensor | None = None,
+    restarts: int = 1,
     max_iterations: int = 50,
     tolerance: float = 1e-4,
     inflation: float = 1.65,
@@ -93,6 +95,8 @@ def cluster(
         problem_ids: `(num_problems,)` int64, by default 0, 1, ...; pass token ids, so that a token's senses do not
             depend on which other tokens are here.
         weights: `(n,)` int64, at least 1: how many times each point counts. By default 1.
+        restarts: k-means runs from so many starts, those of `seed`, `seed + 1`, ..., and keeps for each problem the one
+            with the least summed squared distance. Time grows with it.
         max_iterations: most Lloyd steps.
         tolerance: Lloyd stops when the centres' summed squared shift is under this share of a feature's mean variance.
         inflation: Markov clustering's inflation, over 1; larger gives more and smaller clusters.
@@ -112,12 +116,12 @@ def cluster(
     """
     if method not in get_args(Method):
         raise ValueError(f"method must be one of {', '.join(get_args(Method))}; got {method!r}.")
-    counts = min(max_iterations, neighbors, max_elements)
+    counts = min(restarts, max_iterations, neighbors, max_elements)
     if not (tolerance >= 0 and 1 < inflation < math.inf and 0 < markov_share <= 1 and counts >= 1):
         raise ValueError(
             "tolerance must be at least 0, inflation over 1 and finite, markov_share in (0, 1], "
-            "max_iterations, neighbors and max_elements at least 1; "
-            f"got {tolerance=}, {inflation=}, {markov_share=}, {max_iterations=}, {neighbors=}, {max_elements=}."
+            "restarts, max_iterations, neighbors and max_elements at least 1; got "
+            f"{tolerance=}, {inflation=}, {markov_share=}, {restarts=}, {max_iterations=}, {neighbors=}, {max_elements=}."
         )
     _check_layout(vectors, offsets, problem_ids, weights)
     device, dim, num_problems = vectors.device, vectors.shape[1], len(offsets) - 1
@@ -158,12 +162,17 @@ def cluster(
     too_many = chosen & (found > limit)
     most = int(limit[too_many].max()) if bool(too_many.any()) else 0
     for which, index, valid in _batches(sizes, starts, too_many, lambda n: n * (2 * dim + 6 * most), max_elements):
-        partition = kmeans(
-            take(kept[index]), mass[index] * valid, limit[which], seed=seed, problem_ids=ids[which],
-            max_iterations=max_iterations, tolerance=tolerance, spherical=spherical,
+        points, counted = take(kept[index]), mass[index] * valid
+        starts_tried = (
+            kmeans(
+                points, counted, limit[which], seed=seed + start, problem_ids=ids[which],
+                max_iterations=max_iterations, tolerance=tolerance, spherical=spherical,
+            )
+            for start in range(restarts)
         )  # fmt: skip
-        labels[index[valid]] = partition.labels[valid]
-        members[index[valid]] = partition.members[valid]
+        best = reduce(Partition.better, starts_tried)
+        labels[index[valid]] = best.labels[valid]
+        members[index[valid]] = best.members[valid]
     return _summarise(take, kept, distinct, problem, mass, labels, members, starts, rows_at_once, spherical)
 
 

@@ -23,10 +23,17 @@ class Partition(NamedTuple):
     Attributes:
         labels: `(batch, n)` int64, the nearest centre of each point; meaningless at padding.
         members: `(batch, n)` int64; centre `j` is the weighted mean of the points with `members == j`.
+        inertia: `(batch,)`, the weighted squared distances of the points to their centres, summed.
     """
 
     labels: Tensor
     members: Tensor
+    inertia: Tensor
+
+    def better(self, other: "Partition") -> "Partition":
+        """For each problem, the one of less inertia; this one in a tie."""
+        wins = other.inertia < self.inertia
+        return Partition(*(torch.where(wins.view(-1, *[1] * (a.dim() - 1)), b, a) for a, b in zip(self, other)))
 
 
 def kmeans(
@@ -59,7 +66,7 @@ def kmeans(
         spherical: nearest by cosine to the mean direction (Dhillon and Modha, 2001).
 
     Returns:
-        `Partition` of `(batch, n)` labels and members.
+        `Partition` of `(batch, n)` labels and members and `(batch,)` inertia.
     """
     batch, n, dim = points.shape
     mass = weights.to(points.dtype)
@@ -81,7 +88,7 @@ def kmeans(
         products = torch.bmm(centers, centered.transpose(1, 2))
         labels, distance = _nearest(products, centers.square().sum(2), square)
 
-    result = Partition(labels.clone(), labels.clone())
+    result = Partition(labels.clone(), labels.clone(), (distance * mass).sum(1))
     rows = torch.arange(batch, device=points.device)
     running = torch.ones(batch, dtype=torch.bool, device=points.device)
     averaging = torch.zeros(())
@@ -106,6 +113,7 @@ def kmeans(
         labels = new
         done = running & (finished | (iteration == max_iterations - 1))
         result.labels[rows[done]], result.members[rows[done]] = labels[done], members[done]
+        result.inertia[rows[done]] = (distance[done] * mass[done]).sum(1)
         running = running & ~finished
         if 4 * int(running.sum()) <= 3 * len(rows):  # copying costs about a step: not for each problem that settles
             keep = running.nonzero()[:, 0]
