@@ -28,6 +28,7 @@ test: lint
 bench: .venv/ready
 	$(BIN)/python benchmarks/banking77.py --data $(DATA)/banking77
 	$(BIN)/python benchmarks/word_senses.py --data $(DATA)/coarsewsd20
+	$(BIN)/python benchmarks/costs.py
 
 # Checks that every public name stands in the docs and that their links resolve.
 docs: .venv/ready

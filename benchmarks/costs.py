@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -202,12 +203,13 @@ def _stopped(teacher: Teacher, texts: list[str], work: Path, options: dict[str, 
     raise RuntimeError("The build was not interrupted: give more texts.")
 
 
-def _sampled(teacher: Teacher, texts: list[str], max_length: int) -> set[tuple[str, int, int]]:
-    """The sampled occurrences as (text, position, token id)."""
+def _sampled(teacher: Teacher, texts: list[str], max_length: int) -> set[tuple[bytes, int, int]]:
+    """The sampled occurrences as (the text's token ids, position, token id)."""
     corpus = encode_corpus(texts, teacher.tokenizer, max_length, disable_tqdm=True, quiet=True)
     sample = sample_occurrences(corpus, len(teacher.tokenizer), max_occurrences=1000, seed=0)
+    bounds = list(pairwise(corpus.offsets.tolist()))
     return {
-        (texts[text], int(position), int(token))
+        (corpus.input_ids[slice(*bounds[text])].tobytes(), int(position), int(token))
         for text, position, token in zip(sample.texts, sample.positions, sample.token_ids)
     }
 

@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from sklearn.cluster import AgglomerativeClustering
 
 from hf_sense import load_teacher
 from hf_sense.clustering import cluster
 from hf_sense.dictionary import SenseDictionary
 from hf_sense.evaluation import word_sense_scores
+from hf_sense.kmeans import kmeans
 from hf_sense.teacher import Teacher
 
 # How vectors are clustered, and how one then picks its cluster.
@@ -52,7 +54,7 @@ def word_vectors(teacher: Teacher, rows: list[dict[str, Any]], batch_size: int =
     return vectors
 
 
-def score_word(teacher: Teacher, folder: Path, seeds: int) -> dict[str, list[list[float]]]:
+def score_word(teacher: Teacher, folder: Path, options: argparse.Namespace) -> dict[str, list[list[float]]]:
     """Accuracy, NMI and ARI of each recipe on one word, in %, for each seed of the clustering."""
     rows = {name: _read(folder / f"{name}.jsonl") for name in ("train", "test")}
     gold = {name: [row["sense"] for row in part] for name, part in rows.items()}
@@ -68,19 +70,44 @@ def score_word(teacher: Teacher, folder: Path, seeds: int) -> dict[str, list[lis
     }
     for count, shown in ((20, "20"), (len(set(gold["train"])), "gold number")):
         for method, metric in RECIPES:
-            scores[f"{method}, {metric}, k = {shown}"] = [
-                _score_clusters(vectors, gold, method, metric, count, seed) for seed in range(seeds)
+            found = [
+                cluster(
+                    vectors["train"],
+                    torch.tensor([0, len(vectors["train"])]),
+                    method=method,
+                    max_senses=count,
+                    seed=seed * options.restarts,
+                    restarts=options.restarts,
+                ).centers
+                for seed in range(options.seeds)
             ]
+            scores[f"{method}, {metric}, k = {shown}"] = [_scores(vectors, gold, part, metric) for part in found]
+        found = [_from_ward(unit["train"], count)]
+        scores[f"spherical_kmeans from Ward's start, cosine, k = {shown}"] = [
+            _scores(vectors, gold, found[0], "cosine")
+        ]
     return scores
 
 
-def _score_clusters(
-    vectors: dict[str, torch.Tensor], gold: dict[str, list[str]], method: Any, metric: str, count: int, seed: int
+def _from_ward(points: torch.Tensor, count: int) -> torch.Tensor:
+    """Centres of spherical k-means that starts from Ward's hierarchical clustering: no chance in it."""
+    joined = torch.from_numpy(AgglomerativeClustering(count).fit_predict(points.numpy()))
+    start = _means(points, joined, count)
+    ones = torch.ones(1, len(points))
+    return _means(points, kmeans(points[None], ones, count, start=start[None], spherical=True).members[0], count)
+
+
+def _means(points: torch.Tensor, members: torch.Tensor, count: int) -> torch.Tensor:
+    sums = torch.zeros(count, points.shape[1]).index_add_(0, members, points)
+    return torch.nn.functional.normalize(sums, dim=1)
+
+
+def _scores(
+    vectors: dict[str, torch.Tensor], gold: dict[str, list[str]], centers: torch.Tensor, metric: str
 ) -> list[float]:
-    layout = torch.tensor([0, len(vectors["train"])])
-    found = cluster(vectors["train"], layout, method=method, max_senses=count, seed=seed)
     # One word is a dictionary of one token.
-    senses = SenseDictionary(found.centers, found.offsets, found.weights, found.spread, metric=metric)
+    counts = torch.ones(len(centers), dtype=torch.int64)
+    senses = SenseDictionary(centers, torch.tensor([0, len(centers)]), counts, torch.zeros(len(centers)), metric=metric)
     ids = {
         name: senses.lookup(torch.zeros(len(part), dtype=torch.int64), part).numpy() for name, part in vectors.items()
     }
@@ -98,14 +125,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with a folder a word")
     parser.add_argument("--teacher", help="folder or Hub id of an encoder; all-MiniLM-L6-v2 if not given")
-    parser.add_argument("--seeds", type=int, default=10, help="how many times each recipe clusters each word")
+    parser.add_argument("--seeds", type=int, default=5, help="how many times each recipe clusters each word")
+    parser.add_argument("--restarts", type=int, default=10, help="starts of k-means, of which the best is kept")
     parser.add_argument("--output", type=Path, help="write the scores, word by word, to this JSON file")
     options = parser.parse_args()
     folders = sorted(path.parent for path in options.data.glob("*/train.jsonl"))
     if not folders:
         parser.error(f"{options.data} holds no folder with a train.jsonl; it should hold one a word.")
     teacher = load_teacher(options.teacher or default_teacher())
-    words = {folder.name: score_word(teacher, folder, options.seeds) for folder in folders}
+    words = {folder.name: score_word(teacher, folder, options) for folder in folders}
     print(
         f"Means over {len(words)} words and {options.seeds} seeds, in %; the range is that of the seeds.\n\n"
         "| | accuracy | range | NMI | ARI |\n| --- | --- | --- | --- | --- |"
@@ -116,8 +144,8 @@ def main() -> None:
         if len(means) == 1:
             print(f"| {name} | {means[0]} | | | |")
         else:
-            low, high = by_seed[:, 0].min(), by_seed[:, 0].max()
-            print(f"| {name} | {means[0]} | {low:.1f} to {high:.1f} | {means[1]} | {means[2]} |")
+            span = f"{by_seed[:, 0].min():.1f} to {by_seed[:, 0].max():.1f}" if len(by_seed) > 1 else ""
+            print(f"| {name} | {means[0]} | {span} | {means[1]} | {means[2]} |")
     if options.output:
         options.output.write_text(json.dumps(words, indent=2) + "\n")
 

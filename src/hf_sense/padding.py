@@ -16,8 +16,8 @@ class RightAligned:
         first = attention_mask.to(torch.int8).argmax(-1, keepdim=True)
         self._moved = bool((first > 0).any())
         columns = torch.arange(attention_mask.shape[-1], device=attention_mask.device)
-        self._there = (columns + first) % max(1, attention_mask.shape[-1])
-        self._back = (columns - first) % max(1, attention_mask.shape[-1])
+        self._there = (columns + first) % attention_mask.shape[-1]
+        self._back = (columns - first) % attention_mask.shape[-1]
 
     def move(self, tensor: torch.Tensor) -> torch.Tensor:
         """``(batch, sequence)`` or ``(batch, sequence, dim)`` with its padding moved to the right."""
