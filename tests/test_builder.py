@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
-from transformers import AutoTokenizer, BertConfig, BertModel, LlamaConfig, LlamaModel, T5Config, T5Model
 
-from hf_sense import build_dictionary, load_teacher
+from hf_sense import build_dictionary
 from hf_sense.corpus import encode_corpus, iterate_texts
 from hf_sense.padding import RightAligned
 from hf_sense.pooling import POOLINGS, pool
@@ -250,40 +249,6 @@ def test_teacher_gives_the_same_states_padded_and_alone(teacher, texts):
         for row, text in enumerate(texts[:6]):
             alone = teacher.hidden_states(**teacher.tokenizer(text, return_tensors="pt"))[0]
             torch.testing.assert_close(states[row][batch["attention_mask"][row].bool()], alone, atol=1e-5, rtol=1e-4)
-
-
-def test_decoders_are_refused(tokenizer, tmp_path):
-    """A model that sees one way only passes for an encoder."""
-    small = {
-        "vocab_size": len(tokenizer),
-        "hidden_size": 8,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 8,
-    }
-    bert = {**small, "is_decoder": True}
-    for model, message in (
-        (LlamaModel(LlamaConfig(**small, num_key_value_heads=2)), "llama is a decoder"),
-        (BertModel(BertConfig(**bert)), "bert is a decoder"),
-        (
-            T5Model(T5Config(vocab_size=len(tokenizer), d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)),
-            "encoder-decoder",
-        ),
-    ):
-        folder = tmp_path / type(model).__name__
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        assert AutoTokenizer.from_pretrained(folder) is not None
-        with pytest.raises(ValueError, match=message):
-            load_teacher(str(folder))
-        with pytest.raises(ValueError, match=message):
-            load_teacher(model, tokenizer)
-    hidden = BertModel(BertConfig(**small))
-    for layer in hidden.encoder.layer:
-        layer.attention.self.query.weight.data.zero_()
-        layer.attention.self.value.weight.data.zero_()
-    with pytest.raises(ValueError, match="does not see both ways"):
-        load_teacher(hidden, tokenizer)
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)

@@ -8,10 +8,12 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 from transformers import AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
 from hf_sense.configuration_sense import SenseConfig
+from hf_sense.decoders import is_decoder
 from hf_sense.dictionary import SenseDictionary, tokenizer_fingerprint
 from hf_sense.teacher import Teacher, load_teacher
 
@@ -68,13 +70,17 @@ def make_student(
             f"The backbone embeds {vocab_size} tokens, the dictionary knows {dictionary.vocab_size}. They must share a "
             "vocabulary."
         )
+    decoder = is_decoder(teacher.model.config)
+    inherited: dict[str, Any] = {"pooling": teacher.pooling} if decoder else {}
     head = _teacher_head(teacher) if copy_head else None
     if head is not None and teacher.head_model is not None:
         dense, activation, linear = head
         inherited = {
-            name: getattr(teacher.head_model.config, name) for name in ("id2label", "label2id", "problem_type")
+            "head_activation": activation,
+            "pooling": "last_token" if decoder else "cls",
+            **{name: getattr(teacher.head_model.config, name) for name in ("id2label", "label2id", "problem_type")},
         }
-        config_fields = {"head_activation": activation, "pooling": "cls", **inherited, **config_fields}
+    config_fields = {**inherited, **config_fields}
     student = model_class(
         SenseConfig(
             backbone_config=config,
@@ -99,7 +105,9 @@ def make_student(
         if dense is not None:
             student.head_dense.load_state_dict(dense.state_dict())
             student.head_dense.requires_grad_(False)
-        student.classifier.load_state_dict(linear.state_dict())
+        with torch.no_grad():
+            student.classifier.weight.copy_(linear.weight)
+            student.classifier.bias.copy_(0.0 if linear.bias is None else linear.bias)
         student.classifier.requires_grad_(False)
     return student.eval()
 
@@ -145,7 +153,7 @@ def _copy_weights(source: PreTrainedModel, target: PreTrainedModel) -> None:
 def _teacher_head(teacher: Teacher) -> tuple[nn.Module | None, str | None, nn.Linear]:
     """The teacher's hidden layer, its activation and its last layer, by the names that Transformers' models use."""
     model = teacher.head_model
-    classifier = getattr(model, "classifier", None)
+    classifier = getattr(model, "classifier", None) or getattr(model, "score", None)  # decoders say score
     if model is None or classifier is None:
         raise ValueError(
             "copy_head needs a teacher with a classifier: pass the AutoModelForSequenceClassification model."

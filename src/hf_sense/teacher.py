@@ -1,27 +1,55 @@
 """Loads a teacher and gives its contextual embeddings: token ids in, last hidden states out.
 
-A teacher must see both ways; that is probed, not assumed. Decoders are refused for now.
+A teacher that is to see both ways is probed, not believed. What a decoder needs for that stands in ``hf_sense.decoders``, the
+conventions of LLM2Vec's checkpoints in ``hf_sense.llm2vec``.
 """
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import hashlib
+import logging
 import os
-from typing import Any
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, get_args
 
 import torch
 from accelerate import PartialState
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from tqdm.auto import tqdm
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
+from hf_sense.decoders import Attention, blind_cases, is_decoder, is_open, open_attention
+from hf_sense.llm2vec import (
+    CHAT_WRAPPERS,
+    LLM2VecSettings,
+    find_file,
+    read_json,
+    read_settings,
+    shortened,
+    tokenized,
+    wrapped,
+)
 from hf_sense.padding import RightAligned
+from hf_sense.pooling import check_pooling, pool
+
+logger = logging.getLogger(__name__)
 
 _NO_LIMIT = 10**6
 _DEFAULT_LENGTH = 512
+_ADAPTER_FILE = "adapter_config.json"
 
 
 class Teacher:
-    """A loaded encoder with its tokenizer. Made by ``load_teacher``.
+    """A loaded encoder or decoder with its tokenizer. Made by ``load_teacher``.
 
     Attributes:
         model: the backbone, in evaluation mode.
@@ -29,12 +57,29 @@ class Teacher:
         tokenizer: the backbone's tokenizer.
         name: what it was loaded from.
         revision: the revision it was loaded from, if known.
+        attention: ``"bidirectional"`` or ``"causal"``.
+        adapters: name and revision of each adapter that was merged, in order.
+        settings: LLM2Vec's settings; its defaults where a checkpoint brings none.
+        pooling: how ``encode`` makes a text's vector.
+        instruction: what stands before each text.
+        chat: whether texts are wrapped as a user's messages.
         dim: width of its hidden states.
         max_length: the most tokens a text may have.
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, revision: str | None = None
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        name: str,
+        revision: str | None = None,
+        *,
+        attention: str = "bidirectional",
+        adapters: Sequence[dict[str, str | None]] = (),
+        settings: LLM2VecSettings | None = None,
+        pooling: str | None = None,
+        instruction: str = "",
+        chat: bool = False,
     ) -> None:
         backbone = model.base_model
         self.head_model = model if backbone is not model else None
@@ -42,10 +87,18 @@ class Teacher:
         self.tokenizer = tokenizer
         self.name = name
         self.revision = revision
+        self.attention = attention
+        self.adapters = list(adapters)
+        self.settings = settings or LLM2VecSettings()
+        self.pooling = check_pooling(pooling or self.settings.pooling)
+        self.instruction = instruction
+        self.chat = chat
         config = self.model.config
         self.dim = int(config.get_text_config().hidden_size)
         self.max_length = _length_limit(tokenizer, config)
-        self.attention = "bidirectional"
+        if settings is not None:
+            self.max_length = min(self.max_length, settings.max_length)
+        self._plain = settings is None and not instruction and not chat and name not in CHAT_WRAPPERS
         self._fingerprint: str | None = None
 
     @property
@@ -74,9 +127,79 @@ class Teacher:
         inputs = {name: aligned.move(tensor).to(self.device) for name, tensor in inputs.items()}
         return aligned.restore(self.model(**inputs).last_hidden_state)
 
+    def prepared(self, text: str, instruction: str | None = None) -> tuple[str, str]:
+        """What is tokenized for a text: what stands before it (the instruction, a chat wrapper), and the text itself.
+
+        A text of more than ``settings.doc_max_length`` tokens is shortened if there is an instruction.
+        """
+        instruction = self.instruction if instruction is None else instruction
+        settings = self.settings
+        return wrapped(
+            shortened(text, self.tokenizer, settings), instruction, self.tokenizer, self.name, settings.pooling_mode,
+            self.chat,
+        )  # fmt: skip
+
+    def prefixed(self, texts: Iterable[Any]) -> Iterable[Any]:
+        """The texts as the teacher reads them: behind its instruction, wrapped and shortened; unchanged if it has none.
+
+        Raises:
+            ValueError: if a pair comes where texts are to be wrapped.
+        """
+        if self._plain:
+            return texts
+        return (self._joined(text) for text in texts)
+
+    def _joined(self, text: Any) -> str:
+        if not isinstance(text, str):
+            raise ValueError("An instruction or a chat wrapper stands before a single text, but a pair of texts came.")
+        return "".join(self.prepared(text))
+
+    @torch.no_grad()
+    def encode(
+        self,
+        texts: Iterable[str] | Iterable[Sequence[str]],
+        *,
+        batch_size: int = 32,
+        disable_tqdm: bool | None = None,
+    ) -> torch.Tensor:
+        """One vector a text, as LLM2Vec's ``encode`` gives it: ``pooling`` over the text, without its instruction.
+
+        Args:
+            texts: strings, or pairs of an instruction and a text. ``self.instruction`` stands before a string alone.
+            batch_size: texts of like length the model reads at once.
+            disable_tqdm: no progress bar.
+
+        Returns:
+            float32 ``(texts, dim)`` on the CPU.
+
+        Raises:
+            ValueError: if there are no texts, or an instruction leaves no room for a text.
+        """
+        rows = [(self.instruction, row) if isinstance(row, str) else (row[0], row[1]) for row in texts]
+        if not rows:
+            raise ValueError("There are no texts to encode.")
+        pairs = [self.prepared(text, instruction) for instruction, text in rows]
+        for before in {before for before, _ in pairs if before}:
+            length = len(self.tokenizer(before, truncation=False)["input_ids"])
+            if length >= self.max_length:
+                raise ValueError(
+                    f"The instruction has {length} tokens and the teacher takes {self.max_length}: no room for a text. "
+                    "Give a shorter instruction."
+                )
+        vectors = torch.zeros(len(rows), self.dim)
+        order = sorted(range(len(rows)), key=lambda row: -sum(map(len, pairs[row])))
+        for begin in tqdm(range(0, len(order), batch_size), desc="Encoding", unit=" batches", disable=disable_tqdm):
+            chosen = order[begin : begin + batch_size]
+            batch = tokenized([pairs[row] for row in chosen], self.tokenizer, self.max_length)
+            hidden = self.hidden_states(batch["input_ids"], batch["attention_mask"])
+            mask = batch["embed_mask"] if self.settings.skip_instruction else batch["attention_mask"]
+            pooled = pool(hidden, mask.to(hidden.device), self.pooling)
+            vectors[torch.tensor(chosen)] = pooled.float().cpu()
+        return vectors
+
     def description(self) -> dict[str, Any]:
         """What a dictionary's metadata and a student's config say of it."""
-        return {
+        found = {
             "name": self.name,
             "revision": self.revision,
             "model_type": self.model.config.model_type,
@@ -84,6 +207,16 @@ class Teacher:
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "max_length": self.max_length,
         }
+        if is_decoder(self.model.config):
+            found |= {
+                "attn_implementation": self.model.config._attn_implementation,
+                "adapters": self.adapters,
+                "pooling": self.pooling,
+                "instruction": self.instruction,
+                "chat": self.chat,
+                "llm2vec": dataclasses.asdict(self.settings),
+            }
+        return found
 
     @property
     def fingerprint(self) -> str:
@@ -104,18 +237,34 @@ def load_teacher(
     name_or_model: str | os.PathLike[str] | PreTrainedModel | Teacher,
     tokenizer: PreTrainedTokenizerBase | None = None,
     *,
+    adapters: str | Sequence[str] = (),
+    attention: Attention = "auto",
+    pooling: str | None = None,
+    instruction: str | None = None,
+    chat: bool = False,
     dtype: torch.dtype | str | None = None,
     device_map: Any = None,
     attn_implementation: str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> Teacher:
-    """Loads an encoder as a teacher.
+    """Loads an encoder, or a decoder the LLM2Vec way, as a teacher.
+
+    A decoder that is to be bidirectional is probed, in the dtype and with the attention backend in use, with and without
+    padding. The adapters are merged into the weights in order. A folder or repo that holds an adapter alone (LLM2Vec
+    publishes its checkpoints so) is loaded as that adapter on the base that it names.
 
     Args:
-        name_or_model: a folder or Hub id for ``AutoModel``, a loaded model (with or without a classification head), or a
-            teacher, which is returned as it is.
-        tokenizer: the model's tokenizer; loaded from the same name if not given.
+        name_or_model: a folder or Hub id for ``AutoModel``, a loaded model (with or without a classification head, or
+            wrapped by PEFT, of which a merged copy is made), or a teacher, which is returned as it is.
+        tokenizer: the model's tokenizer; loaded from the same name if not given. One without a pad token pads with its end
+            token, as LLM2Vec does.
+        adapters: folders or Hub ids of PEFT adapters, merged in order; ``"id@revision"`` pins one.
+        attention: ``"bidirectional"`` or ``"causal"`` for a decoder; ``"auto"`` takes bidirectional if its configuration or
+            an adapter says so (``is_causal`` false, or ``llm2vec_config.json``), else causal, and logs which.
+        pooling: how ``Teacher.encode`` makes a text's vector; what ``llm2vec_config.json`` says, or ``"mean"``.
+        instruction: stands before each text.
+        chat: wrap texts as a user's messages by the tokenizer's chat template. Bases that LLM2Vec wraps are wrapped anyway.
         dtype: of the weights; the checkpoint's if not given.
         device_map: as in ``AutoModel.from_pretrained``; without it, the device that ``accelerate`` gives this process.
         attn_implementation: ``"sdpa"``, ``"eager"``, ``"flash_attention_2"``, ...
@@ -123,25 +272,53 @@ def load_teacher(
         trust_remote_code: run code that the checkpoint brings.
 
     Raises:
-        ValueError: if the model is a decoder, needs decoder inputs, or does not see both ways.
+        ValueError: if the model does not see both ways and should, an adapter belongs to another base, or the model needs
+            decoder inputs.
 
     Example:
         >>> load_teacher("org/encoder")  # doctest: +SKIP
         Teacher('org/encoder', model_type='bert', dim=384)
+        >>> load_teacher("org/llama", adapters=["org/llama-mntp"], attention="bidirectional")  # doctest: +SKIP
+        Teacher('org/llama', model_type='llama', dim=4096)
     """
     if isinstance(name_or_model, Teacher):
         return name_or_model
+    if attention not in get_args(Attention):
+        raise ValueError(f"attention should be one of {', '.join(get_args(Attention))}, but is {attention!r}.")
+    if pooling is not None:
+        check_pooling(pooling)
+    taken: str = attention
+    names = [adapters] if isinstance(adapters, str) else [os.fspath(name) for name in adapters]
+    merged: list[dict[str, str | None]] = []
+    settings = None
     if isinstance(name_or_model, (str, os.PathLike)):
         name = os.fspath(name_or_model)
+        if (own := read_json(name, _ADAPTER_FILE, revision)) is not None and find_file(
+            name, "model.safetensors", revision
+        ) is None:
+            names.insert(0, name if revision is None else f"{name}@{revision}")
+            name, revision = _base_of(own, name), None
         shared = {"revision": revision, "trust_remote_code": trust_remote_code}
         device_map = PartialState().device if device_map is None else device_map
         options = {"dtype": dtype, "device_map": device_map, "attn_implementation": attn_implementation}
-        _refuse_decoder(AutoConfig.from_pretrained(name, **shared))
-        model = AutoModel.from_pretrained(name, **shared, **{k: v for k, v in options.items() if v is not None})
+        config = AutoConfig.from_pretrained(name, **shared)
+        merged = [_adapter_source(source) for source in names]
+        settings = _settings(name, revision, merged)
+        taken = _set_attention(config, attention, merged, name)
+        model = AutoModel.from_pretrained(
+            name, config=config, **shared, **{k: v for k, v in options.items() if v is not None}
+        )
         tokenizer = tokenizer or AutoTokenizer.from_pretrained(name, **shared)
-    elif isinstance(name_or_model, PreTrainedModel):
-        model, name = name_or_model, name_or_model.config._name_or_path or type(name_or_model).__name__
-        _refuse_decoder(model.config)
+        for source in merged:
+            model = _merge_adapter(model, source, name)
+    elif isinstance(name_or_model, PreTrainedModel) or hasattr(name_or_model, "merge_and_unload"):
+        if names:
+            raise ValueError("adapters are merged into a model that is loaded by name; merge them into yours before.")
+        model = name_or_model
+        if hasattr(model, "merge_and_unload"):
+            model = copy.deepcopy(model).merge_and_unload()
+        name = model.config._name_or_path or type(model).__name__
+        taken = _set_attention(model.config, attention, [], name)
         if tokenizer is None:
             tokenizer = AutoTokenizer.from_pretrained(name)
     else:
@@ -149,40 +326,144 @@ def load_teacher(
             f"A teacher is a name for AutoModel, a transformers model or a loaded teacher, but a "
             f"{type(name_or_model).__name__} came."
         )
-    teacher = Teacher(model, tokenizer, name, revision or getattr(model.config, "_commit_hash", None))
-    if not sees_both_ways(teacher):
-        raise ValueError(
-            f"{name} ({model.config.model_type}) does not see both ways: its first hidden state does not depend on the "
-            "last token. Decoders come with a later release; give an encoder."
-        )
+    if tokenizer.pad_token is None and tokenizer.eos_token is not None:
+        tokenizer.pad_token = tokenizer.eos_token
+    teacher = Teacher(
+        model, tokenizer, name, revision or getattr(model.config, "_commit_hash", None), attention=taken,
+        adapters=merged, settings=settings, pooling=pooling, instruction=instruction or "", chat=chat,
+    )  # fmt: skip
+    if taken == "bidirectional":
+        prove_bidirectional(teacher)
     return teacher
 
 
-@torch.no_grad()
-def sees_both_ways(teacher: Teacher) -> bool:
-    """Whether the hidden state of the first token changes with the last token."""
-    vocab_size = int(teacher.model.config.get_text_config().vocab_size)
-    ids = torch.arange(8).unsqueeze(0) % vocab_size
-    other = ids.clone()
-    other[0, -1] = (other[0, -1] + 1) % vocab_size
-    mask = torch.ones_like(ids)
-    first = teacher.hidden_states(ids, mask)[0, 0], teacher.hidden_states(other, mask)[0, 0]
-    return not torch.equal(*first)
+def prove_bidirectional(teacher: Teacher) -> None:
+    """Raises ``ValueError``, with the family and the remedy, if a first token does not see its text's last token."""
+    model, config = teacher.model, teacher.model.config
+    vocab_size = int(config.get_text_config().vocab_size)
+    window = getattr(config.get_text_config(), "sliding_window", None)
+    blind = blind_cases(teacher.hidden_states, vocab_size, window)
+    if not blind:
+        return
+    kind, backend = config.model_type, config._attn_implementation
+    if not is_decoder(config):
+        raise ValueError(
+            f"{teacher.name} ({kind}) does not see both ways in a batch {' or '.join(blind)}: its first hidden state does not "
+            "depend on the last token. Give another encoder."
+        )
+    remedy = 'Use attention="causal", or another family.'
+    if backend != "eager":
+        try:
+            model.set_attn_implementation("eager")
+            if not blind_cases(teacher.hidden_states, vocab_size, window):
+                remedy = 'Pass attn_implementation="eager", with which it does; or use attention="causal".'
+        except Exception:
+            logger.debug("The probe of %s with eager attention failed.", kind, exc_info=True)
+        finally:
+            model.set_attn_implementation(backend)
+    raise ValueError(
+        f"{teacher.name} is a decoder of the family {kind}, which does not become bidirectional with {backend} attention in a "
+        f"batch {' or '.join(blind)}: its first hidden state does not depend on the last token. {remedy}"
+    )
 
 
-def _refuse_decoder(config: Any) -> None:
+def _set_attention(
+    config: PretrainedConfig, attention: str, adapters: Sequence[dict[str, str | None]], name: str
+) -> str:
+    """Says which attention is taken, and sets the configuration of a decoder to it."""
     kind = config.model_type
     if getattr(config, "is_encoder_decoder", False):
         raise ValueError(
             f"{kind} is an encoder-decoder, and a teacher has one stack. Pass its encoder as a loaded model, for example "
             "T5EncoderModel.from_pretrained(name)."
         )
-    causal = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    if causal or getattr(config, "is_decoder", False):
-        raise ValueError(
-            f"{kind} is a decoder: its hidden states see only what came before. Decoders come with a later release; give "
-            "an encoder, such as a BERT, RoBERTa or DeBERTa model."
+    if not is_decoder(config):
+        if attention == "causal":
+            raise ValueError(f'{name} ({kind}) is an encoder and has no causal form. Leave attention="causal" out.')
+        return "bidirectional"
+    if attention == "auto":
+        attention = "bidirectional" if is_open(config) or any(map(_says_bidirectional, adapters)) else "causal"
+        other = "causal" if attention == "bidirectional" else "bidirectional"
+        logger.warning(
+            '%s is a decoder (%s); its attention is %s. attention="%s" would make it so.', name, kind, attention, other
         )
+    if attention == "bidirectional":
+        open_attention(config)
+    else:
+        for each in (config, config.get_text_config()):
+            each.use_cache = False
+            if getattr(each, "is_causal", None) is False:
+                each.is_causal = True
+    return attention
+
+
+def _adapter_source(text: str) -> dict[str, str | None]:
+    name, _, revision = (text, "", "") if os.path.isdir(text) else text.partition("@")
+    return {"name": name, "revision": revision or None}
+
+
+def _says_bidirectional(source: dict[str, str | None]) -> bool:
+    name, revision = str(source["name"]), source["revision"]
+    if find_file(name, "llm2vec_config.json", revision) is not None:
+        return True
+    config = read_json(name, "config.json", revision) or {}
+    automatic = (read_json(name, _ADAPTER_FILE, revision) or {}).get("auto_mapping") or {}
+    text = " ".join([str(automatic.get("base_model_class")), *map(str, (config.get("auto_map") or {}).values())])
+    return config.get("is_causal") is False or "BiModel" in text or "EncoderModel" in text
+
+
+def _settings(name: str, revision: str | None, adapters: Sequence[dict[str, str | None]]) -> LLM2VecSettings | None:
+    """Those of the last adapter that brings some, else the base's."""
+    for source in [*reversed(adapters), {"name": name, "revision": revision}]:
+        if (found := read_settings(str(source["name"]), source["revision"])) is not None:
+            return found
+    if adapters:
+        logger.warning("No adapter brings an llm2vec_config.json; LLM2Vec's defaults hold: %s.", LLM2VecSettings())
+    return None
+
+
+def _base_of(adapter_config: dict[str, Any], name: str) -> str:
+    base = str(adapter_config.get("base_model_name_or_path") or "")
+    if not base:
+        raise ValueError(
+            f"{name} holds an adapter that does not name its base. Give the base, and this in adapters=[...]."
+        )
+    beside = Path(name).parent / base
+    return str(beside) if not os.path.isdir(base) and beside.is_dir() else base
+
+
+def _merge_adapter(model: PreTrainedModel, source: dict[str, str | None], base: str) -> PreTrainedModel:
+    """The model with an adapter in its weights; all of the adapter's tensors must find their place."""
+    from peft import PeftModel
+    from safetensors import safe_open
+
+    name, revision = str(source["name"]), source["revision"]
+    adapter_config = read_json(name, _ADAPTER_FILE, revision)
+    path = find_file(name, "adapter_model.safetensors", revision)
+    if adapter_config is None or path is None:
+        raise ValueError(
+            f"{name} is no PEFT adapter: it should hold {_ADAPTER_FILE} and adapter_model.safetensors. Give the folder or Hub "
+            "id of the adapter itself."
+        )
+    named = adapter_config.get("base_model_name_or_path")
+    misfit = ValueError(f"The adapter {name} does not fit {base}: it was trained on {named}. Give it with that base.")
+    with safe_open(path, framework="pt") as file:
+        shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 (no mapping)
+    # One trained with a language-model head numbers its modules from there.
+    headed = all(key.startswith("base_model.model.model.") for key in shapes) and not hasattr(model, "model")
+    mapping = {r"^model\.": ""} if headed else None
+    try:
+        wrapped_model = PeftModel.from_pretrained(model, name, revision=revision, key_mapping=mapping)
+    except (RuntimeError, ValueError) as error:
+        raise misfit from error
+    found = {key.replace(".default.", "."): tuple(value.shape) for key, value in wrapped_model.state_dict().items()}
+    for key, shape in shapes.items():
+        own = key.replace("base_model.model.model.", "base_model.model.", 1) if headed else key
+        if found.get(own) != shape:
+            raise misfit
+    merged = wrapped_model.merge_and_unload()
+    merged._hf_peft_config_loaded = False
+    return merged
 
 
 def _length_limit(tokenizer: PreTrainedTokenizerBase, config: Any) -> int:
