@@ -356,6 +356,33 @@ def test_a_decoders_student_is_trained_saved_and_loaded(base, texts, tmp_path, a
     assert bool(blind) == (attention == "causal")
 
 
+def test_a_teacher_of_another_attention_is_refused(base, texts):
+    """Senses of states that see both ways are targets for a teacher that does not."""
+    opened, closed = (load_teacher(base, attention=attention) for attention in ("bidirectional", "causal"))
+    dictionary = build_dictionary(opened, texts[:5], disable_tqdm=True)
+    with pytest.raises(ValueError, match="built with bidirectional attention, and this teacher's is causal"):
+        SenseModel.from_teacher(closed, dictionary)
+
+
+def test_commands_take_a_decoder(base, adapters, texts, tmp_path):
+    """The command builds from the bare base, or distils with another teacher than it built with."""
+    from hf_sense.cli import main
+    from hf_sense.dictionary import SenseDictionary
+
+    (tmp_path / "texts.txt").write_text("\n".join(texts), encoding="utf-8")
+    common = ["--teacher", str(base), "--dataset", str(tmp_path / "texts.txt")]
+    options = ["--adapter", str(adapters[0]), "--attention", "bidirectional", "--instruction", "game"]
+    assert main(["build", *common, *options, "--max-senses", "2", "--output", str(tmp_path / "senses")]) == 0
+    made = SenseDictionary.from_pretrained(tmp_path / "senses").metadata["teacher"]
+    assert (made["attention"], made["instruction"], len(made["adapters"])) == ("bidirectional", "game", 1)
+    student = ["--dictionary", str(tmp_path / "senses"), "--output", str(tmp_path / "student"), "--pooling", "mean"]
+    training = ["--max-steps", "2", "--use-cpu", "--save-strategy", "no", "--disable-tqdm", "true"]
+    assert main(["distill", *common, *student, *training]) == 0
+    loaded = AutoModel.from_pretrained(tmp_path / "student")
+    assert loaded.config.dictionary_metadata["teacher"] == made
+    assert main(["inspect", str(tmp_path / "senses"), "bank", "--corpus", str(tmp_path / "texts.txt")]) == 0
+
+
 def test_padding_side_changes_nothing_for_a_decoder(base, texts):
     """Decoders are padded on the left, encoders on the right, and the senses must not know."""
     teacher = load_teacher(base, attention="bidirectional")

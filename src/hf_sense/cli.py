@@ -27,6 +27,22 @@ _FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parqu
 _DATA_HELP = "A folder or file (json, jsonl, csv, parquet, txt), or a data set's id on the Hub."
 
 
+class AttentionName(str, Enum):
+    """How a decoder's tokens see each other."""
+
+    auto = "auto"
+    bidirectional = "bidirectional"
+    causal = "causal"
+
+
+_AdapterOption = Annotated[
+    list[str] | None, typer.Option("--adapter", help="PEFT adapter to merge into a decoder; may be given again.")
+]
+_AttentionOption = Annotated[AttentionName, typer.Option(help="Of a decoder.")]
+_InstructionOption = Annotated[str | None, typer.Option(help="Stands before each text that the teacher reads.")]
+_ChatOption = Annotated[bool, typer.Option("--chat", help="Wrap texts by the teacher's chat template.")]
+
+
 class MetricName(str, Enum):
     """How a hidden state picks a sense."""
 
@@ -66,7 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 @app.command()
 def build(
-    teacher: Annotated[str, typer.Option(help="The encoder: a folder or an id on the Hub.")],
+    teacher: Annotated[str, typer.Option(help="The encoder or decoder: a folder or an id on the Hub.")],
     dataset: Annotated[str, typer.Option(help=_DATA_HELP)],
     output: Annotated[Path, typer.Option(help="Folder for the dictionary.")],
     text_column: Annotated[
@@ -88,6 +104,10 @@ def build(
     work_dir: Annotated[
         Path | None, typer.Option(help="Unfinished work, found again by the same command [OUTPUT.work].")
     ] = None,
+    adapter: _AdapterOption = None,
+    attention: _AttentionOption = AttentionName.auto,
+    instruction: _InstructionOption = None,
+    chat: _ChatOption = False,
 ) -> None:
     """Build a sense dictionary from a teacher and a corpus."""
     _refuse_file(output)
@@ -97,9 +117,15 @@ def build(
     if dtype not in ("float32", "bfloat16", "float16"):
         _fail(f"--dtype should be float32, bfloat16 or float16, but is {dtype!r}.")
     from hf_sense.builder import build_dictionary
+    from hf_sense.teacher import load_teacher
 
+    source: Any = teacher
+    if adapter or instruction or chat or attention is not AttentionName.auto:
+        source = load_teacher(
+            teacher, adapters=adapter or (), attention=attention.value, instruction=instruction, chat=chat
+        )
     dictionary = build_dictionary(
-        teacher,
+        source,
         texts,
         text_column=column,
         max_senses=int(max_senses) if max_senses.isdigit() else max_senses,
@@ -124,7 +150,7 @@ def build(
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def distill(
     context: typer.Context,
-    teacher: Annotated[str, typer.Option(help="The encoder that the dictionary was built with.")],
+    teacher: Annotated[str, typer.Option(help="The model that the dictionary was built with; it knows the adapters.")],
     dictionary: Annotated[Path, typer.Option(help="Folder of the dictionary.")],
     dataset: Annotated[str, typer.Option(help=_DATA_HELP)],
     output: Annotated[Path, typer.Option(help="Folder for the student.")],
@@ -145,14 +171,13 @@ def distill(
     from hf_sense import register
     from hf_sense.dictionary import SenseDictionary
     from hf_sense.modeling_sense import SenseModelForSequenceClassification
-    from hf_sense.teacher import load_teacher
     from hf_sense.trainer import SenseDistillationConfig, SenseDistillationTrainer
 
     register()
     fields = _config_fields(context.args, SenseDistillationConfig)
     args = SenseDistillationConfig(output_dir=str(output), text_column=text_column, **fields)
     senses = SenseDictionary.from_pretrained(dictionary)
-    loaded = load_teacher(teacher)
+    loaded = _teacher_of(senses, teacher)
     student = SenseModelForSequenceClassification.from_teacher(
         loaded, senses, num_hidden_layers=num_hidden_layers, pooling=pooling
     )
@@ -247,16 +272,31 @@ def inspect(
     if corpus is not None and len(senses.sense_ids):
         texts, _ = _load(corpus, split, text_column)
         from hf_sense.report import nearest_contexts
-        from hf_sense.teacher import load_teacher
 
         nearest = nearest_contexts(
-            dictionary, token_id, load_teacher(name), list(texts[text_column]), per_sense=contexts
+            dictionary, token_id, _teacher_of(dictionary, name), list(texts[text_column]), per_sense=contexts
         )
         found = {sense.sense_id: sense.contexts for sense in nearest}
     for sense_id, count, spread in zip(senses.sense_ids, senses.counts.tolist(), senses.spread.tolist()):
         print(f"  sense {sense_id}: {count} occurrences, spread {spread:.3g}")
         for context in found.get(sense_id, []):
             print(f"    {context}")
+
+
+def _teacher_of(dictionary: Any, name: str) -> Any:
+    """The teacher at ``name``, with the attention, adapters and wrappers with which the dictionary was built."""
+    from hf_sense.teacher import load_teacher
+
+    made = dictionary.metadata.get("teacher", {})
+    adapters = [
+        part["name"] if part["revision"] is None else f"{part['name']}@{part['revision']}"
+        for part in made.get("adapters", [])
+    ]
+    if not made.get("attn_implementation"):  # an encoder
+        return load_teacher(name)
+    return load_teacher(
+        name, adapters=adapters, attention=made["attention"], instruction=made["instruction"], chat=made["chat"]
+    )
 
 
 def _load(name: str, split: str, text_column: str) -> tuple[Any, str | list[str]]:

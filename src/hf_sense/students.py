@@ -15,6 +15,7 @@ from transformers import AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedM
 from hf_sense.configuration_sense import SenseConfig
 from hf_sense.decoders import is_decoder
 from hf_sense.dictionary import SenseDictionary, tokenizer_fingerprint
+from hf_sense.targets import check_teacher
 from hf_sense.teacher import Teacher, load_teacher
 
 if TYPE_CHECKING:
@@ -49,14 +50,8 @@ def make_student(
         ValueError: if tokenizer, width or number of layers do not fit, naming both sides.
     """
     teacher = load_teacher(teacher)
+    check_teacher(teacher, dictionary)
     found = tokenizer_fingerprint(teacher.tokenizer)
-    if dictionary.tokenizer_fingerprint not in (None, found):
-        raise ValueError(
-            f"The dictionary knows the ids of another tokenizer: its fingerprint is {dictionary.tokenizer_fingerprint}, "
-            f"the teacher's is {found}. Build the dictionary with this teacher."
-        )
-    if dictionary.dim != teacher.dim:
-        raise ValueError(f"The dictionary's senses are {dictionary.dim} wide, the teacher's states {teacher.dim}.")
     if backbone is None:
         body, config = teacher.model, _cut_config(teacher.model.config, num_hidden_layers)
     elif num_hidden_layers is not None:

@@ -121,6 +121,12 @@ def check_teacher(teacher: Teacher, dictionary: SenseDictionary) -> None:
         )
     if dictionary.dim != teacher.dim:
         raise ValueError(f"The dictionary's senses are {dictionary.dim} wide, the teacher's states {teacher.dim}.")
+    made_with = dictionary.metadata.get("teacher", {}).get("attention", teacher.attention)
+    if made_with != teacher.attention:
+        raise ValueError(
+            f"The dictionary was built with {made_with} attention, and this teacher's is {teacher.attention}. Load it with "
+            f'attention="{made_with}", or build a dictionary with it.'
+        )
 
 
 def _default_cache() -> Path:
