@@ -100,7 +100,7 @@ def states(teacher, texts):
 
 def test_auto_is_causal_unless_something_says_otherwise(base, adapters, caplog, tmp_path):
     """Attention changes in silence, and the dictionary is of another model than the user believes."""
-    with caplog.at_level(logging.WARNING, "hf_sense.teacher"):
+    with caplog.at_level(logging.WARNING, "hf_sense"):
         plain = load_teacher(base)
     assert plain.attention == "causal"
     assert "is a decoder (llama); its attention is causal" in caplog.text
@@ -230,7 +230,7 @@ def test_settings(adapters, tmp_path, base, caplog):
     """Settings that are missing or wrong change how texts are pooled without a word."""
     assert read_settings(str(adapters[1])) == LLM2VecSettings("weighted_mean", 40, 6, True)
     assert read_settings(str(adapters[0])) is None
-    with caplog.at_level(logging.WARNING, "hf_sense.teacher"):
+    with caplog.at_level(logging.WARNING, "hf_sense"):
         load_teacher(base, adapters=str(adapters[0]))
     assert "LLM2Vec's defaults hold" in caplog.text
     for wrong in ({"pooling_mode": "max"}, {"max_length": 0}, {"skip_instruction": "yes"}):

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
 from transformers import PreTrainedTokenizerBase
 
 SETTINGS_FILE = "llm2vec_config.json"
@@ -61,10 +61,8 @@ def find_file(folder_or_id: str, name: str, revision: str | None = None) -> Path
         return path if path.is_file() else None
     try:
         return Path(hf_hub_download(folder_or_id, name, revision=revision))
-    except LocalEntryNotFoundError:
-        raise
-    except EntryNotFoundError:
-        return None
+    except (EntryNotFoundError, RepositoryNotFoundError, HFValidationError):
+        return None  # whoever needs the repo itself will say what is wrong with it
 
 
 def read_json(folder_or_id: str, name: str, revision: str | None = None) -> dict[str, Any] | None:

@@ -12,7 +12,6 @@ import hashlib
 import logging
 import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, get_args
 
 import torch
@@ -27,13 +26,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from hf_sense.adapters import ADAPTER_FILE, adapter_source, base_of, merge_adapter, says_bidirectional, settings_of
 from hf_sense.decoders import Attention, blind_cases, is_decoder, is_open, open_attention
 from hf_sense.llm2vec import (
     CHAT_WRAPPERS,
     LLM2VecSettings,
     find_file,
     read_json,
-    read_settings,
     shortened,
     tokenized,
     wrapped,
@@ -45,7 +44,6 @@ logger = logging.getLogger(__name__)
 
 _NO_LIMIT = 10**6
 _DEFAULT_LENGTH = 512
-_ADAPTER_FILE = "adapter_config.json"
 
 
 class Teacher:
@@ -293,24 +291,24 @@ def load_teacher(
     settings = None
     if isinstance(name_or_model, (str, os.PathLike)):
         name = os.fspath(name_or_model)
-        if (own := read_json(name, _ADAPTER_FILE, revision)) is not None and find_file(
+        if (own := read_json(name, ADAPTER_FILE, revision)) is not None and find_file(
             name, "model.safetensors", revision
         ) is None:
             names.insert(0, name if revision is None else f"{name}@{revision}")
-            name, revision = _base_of(own, name), None
+            name, revision = base_of(own, name), None
         shared = {"revision": revision, "trust_remote_code": trust_remote_code}
         device_map = PartialState().device if device_map is None else device_map
         options = {"dtype": dtype, "device_map": device_map, "attn_implementation": attn_implementation}
         config = AutoConfig.from_pretrained(name, **shared)
-        merged = [_adapter_source(source) for source in names]
-        settings = _settings(name, revision, merged)
+        merged = [adapter_source(source) for source in names]
+        settings = settings_of(name, revision, merged)
         taken = _set_attention(config, attention, merged, name)
         model = AutoModel.from_pretrained(
             name, config=config, **shared, **{k: v for k, v in options.items() if v is not None}
         )
         tokenizer = tokenizer or AutoTokenizer.from_pretrained(name, **shared)
         for source in merged:
-            model = _merge_adapter(model, source, name)
+            model = merge_adapter(model, source, name)
     elif isinstance(name_or_model, PreTrainedModel) or hasattr(name_or_model, "merge_and_unload"):
         if names:
             raise ValueError("adapters are merged into a model that is loaded by name; merge them into yours before.")
@@ -382,7 +380,7 @@ def _set_attention(
             raise ValueError(f'{name} ({kind}) is an encoder and has no causal form. Leave attention="causal" out.')
         return "bidirectional"
     if attention == "auto":
-        attention = "bidirectional" if is_open(config) or any(map(_says_bidirectional, adapters)) else "causal"
+        attention = "bidirectional" if is_open(config) or any(map(says_bidirectional, adapters)) else "causal"
         other = "causal" if attention == "bidirectional" else "bidirectional"
         logger.warning(
             '%s is a decoder (%s); its attention is %s. attention="%s" would make it so.', name, kind, attention, other
@@ -395,75 +393,6 @@ def _set_attention(
             if getattr(each, "is_causal", None) is False:
                 each.is_causal = True
     return attention
-
-
-def _adapter_source(text: str) -> dict[str, str | None]:
-    name, _, revision = (text, "", "") if os.path.isdir(text) else text.partition("@")
-    return {"name": name, "revision": revision or None}
-
-
-def _says_bidirectional(source: dict[str, str | None]) -> bool:
-    name, revision = str(source["name"]), source["revision"]
-    if find_file(name, "llm2vec_config.json", revision) is not None:
-        return True
-    config = read_json(name, "config.json", revision) or {}
-    automatic = (read_json(name, _ADAPTER_FILE, revision) or {}).get("auto_mapping") or {}
-    text = " ".join([str(automatic.get("base_model_class")), *map(str, (config.get("auto_map") or {}).values())])
-    return config.get("is_causal") is False or "BiModel" in text or "EncoderModel" in text
-
-
-def _settings(name: str, revision: str | None, adapters: Sequence[dict[str, str | None]]) -> LLM2VecSettings | None:
-    """Those of the last adapter that brings some, else the base's."""
-    for source in [*reversed(adapters), {"name": name, "revision": revision}]:
-        if (found := read_settings(str(source["name"]), source["revision"])) is not None:
-            return found
-    if adapters:
-        logger.warning("No adapter brings an llm2vec_config.json; LLM2Vec's defaults hold: %s.", LLM2VecSettings())
-    return None
-
-
-def _base_of(adapter_config: dict[str, Any], name: str) -> str:
-    base = str(adapter_config.get("base_model_name_or_path") or "")
-    if not base:
-        raise ValueError(
-            f"{name} holds an adapter that does not name its base. Give the base, and this in adapters=[...]."
-        )
-    beside = Path(name).parent / base
-    return str(beside) if not os.path.isdir(base) and beside.is_dir() else base
-
-
-def _merge_adapter(model: PreTrainedModel, source: dict[str, str | None], base: str) -> PreTrainedModel:
-    """The model with an adapter in its weights; all of the adapter's tensors must find their place."""
-    from peft import PeftModel
-    from safetensors import safe_open
-
-    name, revision = str(source["name"]), source["revision"]
-    adapter_config = read_json(name, _ADAPTER_FILE, revision)
-    path = find_file(name, "adapter_model.safetensors", revision)
-    if adapter_config is None or path is None:
-        raise ValueError(
-            f"{name} is no PEFT adapter: it should hold {_ADAPTER_FILE} and adapter_model.safetensors. Give the folder or Hub "
-            "id of the adapter itself."
-        )
-    named = adapter_config.get("base_model_name_or_path")
-    misfit = ValueError(f"The adapter {name} does not fit {base}: it was trained on {named}. Give it with that base.")
-    with safe_open(path, framework="pt") as file:
-        shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 (no mapping)
-    # One trained with a language-model head numbers its modules from there.
-    headed = all(key.startswith("base_model.model.model.") for key in shapes) and not hasattr(model, "model")
-    mapping = {r"^model\.": ""} if headed else None
-    try:
-        wrapped_model = PeftModel.from_pretrained(model, name, revision=revision, key_mapping=mapping)
-    except (RuntimeError, ValueError) as error:
-        raise misfit from error
-    found = {key.replace(".default.", "."): tuple(value.shape) for key, value in wrapped_model.state_dict().items()}
-    for key, shape in shapes.items():
-        own = key.replace("base_model.model.model.", "base_model.model.", 1) if headed else key
-        if found.get(own) != shape:
-            raise misfit
-    merged = wrapped_model.merge_and_unload()
-    merged._hf_peft_config_loaded = False
-    return merged
 
 
 def _length_limit(tokenizer: PreTrainedTokenizerBase, config: Any) -> int:
