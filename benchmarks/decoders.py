@@ -1,0 +1,199 @@
+"""A decoder as a teacher on Banking77: as it comes, opened, adapted; with its senses in place; and a student of its layers.
+
+    python benchmarks/decoders.py --data FOLDER [--adapters FOLDER]
+
+SmolLM2-135M-Instruct, or any decoder with ``--base``. ``--adapters`` is what ``hf-sense adapt`` wrote, for the bidirectional
+form; ``--causal-adapters`` for the causal. MTEB's protocol on the first texts of a shuffle that ``--seed`` decides; labels are
+used in the evaluation alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from tqdm.auto import tqdm
+
+from hf_sense import SenseDistillationConfig, SenseDistillationTrainer, SenseModel, build_dictionary, load_teacher
+from hf_sense.corpus import encode_corpus
+from hf_sense.evaluation import few_shot_accuracy
+from hf_sense.teacher import Teacher
+
+MAX_LENGTH = 64
+OUTSIDE = "senses"  # the student's dictionary lies beside it, in float16, memory-mapped
+# What a process holds after loading a model and reading texts with it, and what it held before.
+_PEAK = """
+import json, resource, sys, torch
+from transformers import AutoModel
+import hf_sense
+from hf_sense.corpus import encode_corpus
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+model = AutoModel.from_pretrained(sys.argv[1]).eval()
+batch = {name: torch.tensor(rows) for name, rows in json.load(open(sys.argv[2])).items()}
+with torch.no_grad():
+    model(**batch)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+
+class Benchmark:
+    """The texts, and the rows of the table."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.quiet = True if options.quiet else None
+        self.texts: dict[str, list[str]] = {}
+        self.labels: dict[str, list[str]] = {}
+        self.rows: list[dict[str, Any]] = []
+        for name, most in (("train", options.train_texts), ("test", options.test_texts)):
+            lines = (options.data / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+            rows = [json.loads(line) for line in lines]
+            random.Random(options.seed).shuffle(rows)
+            self.texts[name] = [row["text"] for row in rows[:most]]
+            self.labels[name] = [row["label"] for row in rows[:most]]
+
+    def vectors(self, model: SenseModel, teacher: Teacher) -> tuple[dict[str, dict[str, torch.Tensor]], float]:
+        """Each split's vectors in four forms out of one pass, and texts a second of that pass."""
+        found: dict[str, dict[str, torch.Tensor]] = {}
+        begin = time.perf_counter()
+        for split, texts in self.texts.items():
+            corpus = encode_corpus(texts, teacher.tokenizer, MAX_LENGTH, disable_tqdm=True, quiet=True)
+            forms = {name: torch.zeros(len(texts), teacher.dim) for name in FORMS}
+            with torch.no_grad(), tqdm(total=len(texts), desc=split, unit=" texts", disable=self.quiet) as bar:
+                for rows in corpus.batches(64):
+                    batch = corpus.padded(rows, teacher.tokenizer.pad_token_id or 0)
+                    output = model(**batch, output_senses=True)
+                    for name, (state, pooling) in FORMS.items():
+                        model.config.pooling = pooling
+                        pooled = model.pool(output[state], batch["input_ids"], batch["attention_mask"])
+                        forms[name][torch.from_numpy(rows)] = pooled.float()
+                    bar.update(len(rows))
+            found[split] = forms
+        return found, sum(map(len, self.texts.values())) / (time.perf_counter() - begin)
+
+    def measure(self, name: str, model: SenseModel, teacher: Teacher) -> None:
+        """Prints a row of the table."""
+        vectors, speed = self.vectors(model, teacher)
+        row: dict[str, Any] = {"name": name, "texts_per_second": speed, "parameters": model.num_parameters()}
+        for form in FORMS:
+            score = few_shot_accuracy(
+                vectors["train"][form], self.labels["train"], vectors["test"][form], self.labels["test"]
+            )
+            row[form] = 100 * score.mean
+        self.rows.append(row)
+        cells = " | ".join(f"{row[form]:.1f}" for form in FORMS)
+        print(f"| {name} | {cells} | {row['parameters'] / 1e6:.1f} | {speed:.0f} |", flush=True)
+
+
+# The hidden states of a sense model's output, and how they are pooled.
+FORMS = {
+    "continuous": ("contextual_hidden_state", "mean"),
+    "continuous, later tokens weigh more": ("contextual_hidden_state", "weighted_mean"),
+    "senses": ("last_hidden_state", "mean"),
+    "senses, frequency pooling": ("last_hidden_state", "frequency"),
+}
+
+
+def with_senses(bench: Benchmark, name: str, teacher: Teacher, dtype: torch.dtype) -> SenseModel:
+    """Builds the teacher's dictionary, measures it with its senses in place, and returns that model."""
+    dictionary = build_dictionary(
+        teacher, bench.texts["train"], max_senses=20, max_length=MAX_LENGTH, dtype=dtype, disable_tqdm=bench.quiet
+    )
+    model = SenseModel.from_teacher(teacher, dictionary, selection="hard")
+    bench.measure(name, model, teacher)
+    return model
+
+
+def distilled(bench: Benchmark, teacher: Teacher, whole: SenseModel, options: argparse.Namespace) -> SenseModel:
+    """A student of the teacher's first layers, trained to choose its senses."""
+    student = SenseModel.from_teacher(
+        teacher, whole.to_dictionary().to(torch.float16), num_hidden_layers=options.layers, dictionary_path=OUTSIDE
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        args = SenseDistillationConfig(
+            folder, max_steps=options.steps, per_device_train_batch_size=32, learning_rate=5e-4,
+            warmup_steps=min(20, options.steps // 2), lr_scheduler_type="cosine", freeze_embeddings=True,
+            max_length=MAX_LENGTH, save_strategy="no", logging_strategy="no", dataloader_pin_memory=False, report_to=[],
+            disable_tqdm=bool(bench.quiet), target_cache_dir=folder, seed=options.seed,
+        )  # fmt: skip
+        data = Dataset.from_dict({"text": bench.texts["train"]})
+        SenseDistillationTrainer(student, args, teacher=teacher, train_dataset=data).train()
+    return student.eval()
+
+
+def peak_memory(model: Any, teacher: Teacher, texts: list[str]) -> float:
+    """MB by which a process grows when it loads the model and reads 32 texts with it."""
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        if isinstance(model, SenseModel):
+            model.to_dictionary().save_pretrained(Path(folder) / OUTSIDE)
+        batch = teacher.tokenizer(texts[:32], padding=True, truncation=True, max_length=MAX_LENGTH)
+        path = Path(folder) / "batch.json"
+        path.write_text(json.dumps({name: batch[name] for name in ("input_ids", "attention_mask")}))
+        command = [sys.executable, "-c", _PEAK, folder, str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return float(done.stdout.split()[-1])
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with train.jsonl and test.jsonl")
+    parser.add_argument("--base", help="folder or Hub id of a decoder; SmolLM2-135M-Instruct if not given")
+    parser.add_argument("--adapters", type=Path, help="folder with mntp/ and simcse/ of the bidirectional form")
+    parser.add_argument("--causal-adapters", type=Path, help="folder with simcse/ of the causal form")
+    parser.add_argument("--skip-raw", action="store_true", help="leave out the decoder as it comes")
+    parser.add_argument("--train-texts", type=int, default=2500)
+    parser.add_argument("--test-texts", type=int, default=1500)
+    parser.add_argument("--layers", type=int, default=8, help="of the student")
+    parser.add_argument("--steps", type=int, default=300, help="of the student's training; 0 leaves it out")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    options = parser.parse_args()
+    bench = Benchmark(options)
+    base = options.base or default_base()
+    header = ["", *FORMS, "parameters M", "texts a second"]
+    print("| " + " | ".join(header) + " |\n| " + " | ".join(["---"] * len(header)) + " |")
+    for attention, folder in (("causal", options.causal_adapters), ("bidirectional", options.adapters)):
+        if not options.skip_raw:
+            with_senses(bench, f"{attention}, as it comes", load_teacher(base, attention=attention), torch.float16)
+        if folder is None:
+            continue
+        adapters = [str(folder / stage) for stage in ("mntp", "simcse") if (folder / stage).is_dir()]
+        teacher = load_teacher(base, adapters=adapters, attention=attention)
+        whole = with_senses(bench, f"{attention}, adapted", teacher, torch.float16)
+        if not options.steps:
+            continue
+        student = distilled(bench, teacher, whole, options)
+        bench.measure(f"{attention}, adapted: student of {options.layers} layers", student, teacher)
+        peaks = [peak_memory(model, teacher, bench.texts["test"]) for model in (teacher.model, student)]
+        bench.rows.append({"name": f"{attention}: peak MB, teacher and student with its dictionary", "peaks": peaks})
+        megabytes = student.to_dictionary().summary()["megabytes"]
+        print(
+            f"\nPeak memory: teacher {peaks[0]:.0f} MB, student with its dictionary of {megabytes:.1f} MB {peaks[1]:.0f} MB, "
+            f"{peaks[1] / peaks[0]:.0%}.\n",
+            flush=True,
+        )
+    if options.output:
+        options.output.write_text(json.dumps(bench.rows, indent=2) + "\n", encoding="utf-8")
+
+
+def default_base() -> str:
+    """The folder of SmolLM2-135M-Instruct, as the examples find it."""
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
+    from smollm2 import smollm2_folder
+
+    return str(smollm2_folder())
+
+
+if __name__ == "__main__":
+    main()
