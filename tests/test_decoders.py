@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -35,6 +36,7 @@ from hf_sense import (
     load_teacher,
 )
 from hf_sense.decoders import blind_cases, is_decoder, open_attention
+from hf_sense.evaluation import embed
 from hf_sense.llm2vec import LLM2VecSettings, read_settings, shortened, tokenized, wrapped
 from hf_sense.pooling import pool
 
@@ -253,7 +255,7 @@ def test_a_tokenizer_without_a_pad_token_pads_with_its_end(base):
 def test_encode_pools_the_text_alone(base, pooling, skip):
     """An instruction before every text makes all vectors alike, unless the text alone is pooled."""
     teacher = load_teacher(base, attention="bidirectional", pooling=pooling, instruction="the game")
-    teacher.settings = LLM2VecSettings(skip_instruction=skip)
+    teacher.form = dataclasses.replace(teacher.form, settings=LLM2VecSettings(skip_instruction=skip))
     texts = ["my card", "the bank opens the door and a mole", "rain"]
     vectors = teacher.encode(texts, batch_size=2)
     for row, text in enumerate(texts):
@@ -316,6 +318,9 @@ def test_instructions_stand_in_the_texts_of_a_build(base, texts):
     built = build_dictionary(teacher, ["my card", "the bank"], disable_tqdm=True)
     assert built.senses_of(rain).counts.sum() == 2
     assert built.metadata["teacher"]["instruction"] == "game rain"
+    model = SenseModel.from_teacher(teacher, built, selection="none")
+    vectors = embed(model, teacher.tokenizer, ["my card", "the bank"], disable_tqdm=True)
+    torch.testing.assert_close(vectors, teacher.encode(["my card", "the bank"]), atol=1e-5, rtol=1e-4)
     with pytest.raises(ValueError, match="a pair of texts came"):
         build_dictionary(teacher, [("my card", "the bank")], disable_tqdm=True)
 
@@ -455,10 +460,11 @@ def test_equal_to_the_released_package(family, form):
         adapters=[str(GOLDEN / family / name) for name in names],
         attention="causal" if form == "causal" else "bidirectional",
     )
-    teacher.settings = LLM2VecSettings(max_length=given["max_length"], doc_max_length=given["doc_max_length"])
+    settings = LLM2VecSettings(max_length=given["max_length"], doc_max_length=given["doc_max_length"])
+    teacher.form = dataclasses.replace(teacher.form, settings=settings)
     teacher.max_length = given["max_length"]
     teacher.tokenizer.pad_token, teacher.tokenizer.padding_side = teacher.tokenizer.eos_token, "left"
-    pairs = [teacher.prepared(text, instruction) for instruction, text in given["pairs"]]
+    pairs = [teacher.form.prepared(text, teacher.tokenizer, instruction) for instruction, text in given["pairs"]]
     batch = tokenized(pairs, teacher.tokenizer, teacher.max_length)
     for name, tensor in batch.items():
         assert torch.equal(tensor, expected[name]), name

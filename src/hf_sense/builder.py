@@ -103,7 +103,9 @@ def build_dictionary(
     teacher = load_teacher(teacher)
     max_length = _checked_length(max_length, teacher)
 
-    corpus = encode_corpus(teacher.prefixed(found), teacher.tokenizer, max_length, disable_tqdm=disable_tqdm)
+    corpus = encode_corpus(
+        teacher.form.joined(found, teacher.tokenizer), teacher.tokenizer, max_length, disable_tqdm=disable_tqdm
+    )
     vocab_size = len(teacher.tokenizer)
     excluded = () if special_tokens else tuple(teacher.tokenizer.all_special_ids)
     sample = sample_occurrences(corpus, vocab_size, max_occurrences=max_occurrences, seed=seed, excluded_ids=excluded)

@@ -16,6 +16,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from hf_sense.corpus import Text, encode_corpus
+from hf_sense.llm2vec import TextForm, last_tokens, text_length
 from hf_sense.modeling_sense import SensePreTrainedModel
 from hf_sense.scores import (
     Label,
@@ -62,6 +63,8 @@ def embed(
 ) -> torch.Tensor:
     """One vector a text, pooled as ``model.config.pooling`` says over hidden states selected as ``selection`` says.
 
+    An instruction or wrapper with which the model's teacher read its texts is put before these too.
+
     Args:
         model: a sense model; of one with a classifier, the sense model inside. Runs in evaluation mode.
         tokenizer: the model's.
@@ -77,7 +80,15 @@ def embed(
         ValueError: if there are no texts, or none but blank ones.
     """
     inner = model.base_model
-    corpus = encode_corpus(texts, tokenizer, max_length or _length_limit(model, tokenizer), disable_tqdm=disable_tqdm)
+    limit = max_length or _length_limit(model, tokenizer)
+    form = TextForm.of(model.config.dictionary_metadata.get("teacher", {}))
+    counts: np.ndarray | None = None
+    if not form.plain:
+        pairs = [form.prepared(text, tokenizer) for text in texts]
+        texts = [before + text for before, text in pairs]
+        if form.skips_instruction:
+            counts = np.array([text_length(text, tokenizer, limit) for _, text in pairs])
+    corpus = encode_corpus(texts, tokenizer, limit, disable_tqdm=disable_tqdm)
     vectors = torch.zeros(len(corpus.lengths), model.config.sense_dim)
     pad_id = tokenizer.pad_token_id or 0
     training = inner.training
@@ -91,7 +102,9 @@ def embed(
                     continue
                 batch = {name: tensor.to(model.device) for name, tensor in corpus.padded(rows, pad_id).items()}
                 hidden = inner(**batch).last_hidden_state
-                pooled = inner.pool(hidden, batch["input_ids"], batch["attention_mask"])
+                mask = batch["attention_mask"]
+                mask = mask if counts is None else last_tokens(mask, counts[rows].tolist())
+                pooled = inner.pool(hidden, batch["input_ids"], mask)
                 vectors[torch.from_numpy(rows)] = pooled.float().cpu()
                 bar.update(tokens)
     finally:

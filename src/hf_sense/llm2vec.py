@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,64 @@ def wrapped(
     return before, text
 
 
+@dataclass(frozen=True)
+class TextForm:
+    """How a model's texts are put before they are tokenized; kept in a dictionary's and a student's metadata.
+
+    Attributes:
+        base: the base model's name, which decides a chat wrapper.
+        instruction: stands before each text.
+        chat: wrap texts as a user's messages.
+        settings: of LLM2Vec's checkpoint; ``None`` if there is none.
+    """
+
+    base: str
+    instruction: str = ""
+    chat: bool = False
+    settings: LLM2VecSettings | None = None
+
+    @classmethod
+    def of(cls, description: dict[str, Any]) -> TextForm:
+        """From a teacher's description in the metadata."""
+        settings = description.get("llm2vec")
+        return cls(
+            str(description.get("name")),
+            description.get("instruction") or "",
+            bool(description.get("chat")),
+            LLM2VecSettings(**settings) if settings else None,
+        )
+
+    @property
+    def plain(self) -> bool:
+        """Whether texts stay as they are."""
+        return self.settings is None and not self.instruction and not self.chat and self.base not in CHAT_WRAPPERS
+
+    @property
+    def skips_instruction(self) -> bool:
+        """Whether the text alone is pooled."""
+        return (self.settings or LLM2VecSettings()).skip_instruction
+
+    def prepared(
+        self, text: Any, tokenizer: PreTrainedTokenizerBase, instruction: str | None = None
+    ) -> tuple[str, str]:
+        """What stands before a text, and the text, shortened, with what stands after it.
+
+        Raises:
+            ValueError: if a pair of texts comes, or ``chat`` is set and the tokenizer has no template.
+        """
+        if not isinstance(text, str):
+            raise ValueError("An instruction or a chat wrapper stands before a single text, but a pair of texts came.")
+        settings = self.settings or LLM2VecSettings()
+        instruction = self.instruction if instruction is None else instruction
+        return wrapped(
+            shortened(text, tokenizer, settings), instruction, tokenizer, self.base, settings.pooling_mode, self.chat
+        )
+
+    def joined(self, texts: Iterable[Any], tokenizer: PreTrainedTokenizerBase) -> Iterable[Any]:
+        """The texts as they are tokenized; unchanged if the form is plain."""
+        return texts if self.plain else ("".join(self.prepared(text, tokenizer)) for text in texts)
+
+
 def _template(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
     if not tokenizer.chat_template:
         raise ValueError("chat=True wraps texts by the tokenizer's chat template, and it has none. Leave chat out.")
@@ -178,10 +237,16 @@ def tokenized(
         return_tensors="pt",
     )
     mask = batch["attention_mask"]
-    counts = [
-        len(tokenizer(text, truncation=True, max_length=max_length, add_special_tokens=False)["input_ids"])
-        for _, text in pairs
-    ]
-    from_end = mask.flip(1).cumsum(1).flip(1)  # 1 at a text's last token, 2 at the one before, ...
-    embed = mask * (from_end <= torch.tensor(counts)[:, None])
-    return {"input_ids": batch["input_ids"], "attention_mask": mask, "embed_mask": embed}
+    counts = [text_length(text, tokenizer, max_length) for _, text in pairs]
+    return {"input_ids": batch["input_ids"], "attention_mask": mask, "embed_mask": last_tokens(mask, counts)}
+
+
+def text_length(text: str, tokenizer: PreTrainedTokenizerBase, max_length: int) -> int:
+    """The tokens that a text has on its own."""
+    return len(tokenizer(text, truncation=True, max_length=max_length, add_special_tokens=False)["input_ids"])
+
+
+def last_tokens(attention_mask: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
+    """``(batch, sequence)``: the mask, left at so many last tokens of each row. Padding may be on either side."""
+    from_end = attention_mask.flip(1).cumsum(1).flip(1)  # 1 at a text's last token, 2 at the one before, ...
+    return attention_mask * (from_end <= torch.tensor(counts, device=attention_mask.device)[:, None])

@@ -94,7 +94,7 @@ def compute_sense_targets(
                 iterate_texts(dataset.select(range(begin, min(begin + _TEXTS_A_PART, len(dataset)))), text_column)
             )
             digest = hashlib.sha256(identity.encode())
-            texts = list(teacher.prefixed(texts))
+            texts = list(teacher.form.joined(texts, teacher.tokenizer))
             digest.update("".join(map(repr, texts)).encode(errors="surrogatepass"))
             path = folder / f"targets-{digest.hexdigest()[:32]}.arrow"
             if not path.is_file():

@@ -28,15 +28,7 @@ from transformers import (
 
 from hf_sense.adapters import ADAPTER_FILE, adapter_source, base_of, merge_adapter, says_bidirectional, settings_of
 from hf_sense.decoders import Attention, blind_cases, is_decoder, is_open, open_attention
-from hf_sense.llm2vec import (
-    CHAT_WRAPPERS,
-    LLM2VecSettings,
-    find_file,
-    read_json,
-    shortened,
-    tokenized,
-    wrapped,
-)
+from hf_sense.llm2vec import TextForm, find_file, read_json, tokenized
 from hf_sense.padding import RightAligned
 from hf_sense.pooling import check_pooling, pool
 
@@ -57,10 +49,8 @@ class Teacher:
         revision: the revision it was loaded from, if known.
         attention: ``"bidirectional"`` or ``"causal"``.
         adapters: name and revision of each adapter that was merged, in order.
-        settings: LLM2Vec's settings; its defaults where a checkpoint brings none.
+        form: how its texts are put: instruction, chat wrapper, LLM2Vec's settings.
         pooling: how ``encode`` makes a text's vector.
-        instruction: what stands before each text.
-        chat: whether texts are wrapped as a user's messages.
         dim: width of its hidden states.
         max_length: the most tokens a text may have.
     """
@@ -74,10 +64,8 @@ class Teacher:
         *,
         attention: str = "bidirectional",
         adapters: Sequence[dict[str, str | None]] = (),
-        settings: LLM2VecSettings | None = None,
+        form: TextForm | None = None,
         pooling: str | None = None,
-        instruction: str = "",
-        chat: bool = False,
     ) -> None:
         backbone = model.base_model
         self.head_model = model if backbone is not model else None
@@ -87,16 +75,14 @@ class Teacher:
         self.revision = revision
         self.attention = attention
         self.adapters = list(adapters)
-        self.settings = settings or LLM2VecSettings()
-        self.pooling = check_pooling(pooling or self.settings.pooling)
-        self.instruction = instruction
-        self.chat = chat
+        self.form = form or TextForm(name)
+        settings = self.form.settings
+        self.pooling = check_pooling(pooling or (settings.pooling if settings else "mean"))
         config = self.model.config
         self.dim = int(config.get_text_config().hidden_size)
         self.max_length = _length_limit(tokenizer, config)
         if settings is not None:
             self.max_length = min(self.max_length, settings.max_length)
-        self._plain = settings is None and not instruction and not chat and name not in CHAT_WRAPPERS
         self._fingerprint: str | None = None
 
     @property
@@ -125,33 +111,6 @@ class Teacher:
         inputs = {name: aligned.move(tensor).to(self.device) for name, tensor in inputs.items()}
         return aligned.restore(self.model(**inputs).last_hidden_state)
 
-    def prepared(self, text: str, instruction: str | None = None) -> tuple[str, str]:
-        """What is tokenized for a text: what stands before it (the instruction, a chat wrapper), and the text itself.
-
-        A text of more than ``settings.doc_max_length`` tokens is shortened if there is an instruction.
-        """
-        instruction = self.instruction if instruction is None else instruction
-        settings = self.settings
-        return wrapped(
-            shortened(text, self.tokenizer, settings), instruction, self.tokenizer, self.name, settings.pooling_mode,
-            self.chat,
-        )  # fmt: skip
-
-    def prefixed(self, texts: Iterable[Any]) -> Iterable[Any]:
-        """The texts as the teacher reads them: behind its instruction, wrapped and shortened; unchanged if it has none.
-
-        Raises:
-            ValueError: if a pair comes where texts are to be wrapped.
-        """
-        if self._plain:
-            return texts
-        return (self._joined(text) for text in texts)
-
-    def _joined(self, text: Any) -> str:
-        if not isinstance(text, str):
-            raise ValueError("An instruction or a chat wrapper stands before a single text, but a pair of texts came.")
-        return "".join(self.prepared(text))
-
     @torch.no_grad()
     def encode(
         self,
@@ -163,7 +122,7 @@ class Teacher:
         """One vector a text, as LLM2Vec's ``encode`` gives it: ``pooling`` over the text, without its instruction.
 
         Args:
-            texts: strings, or pairs of an instruction and a text. ``self.instruction`` stands before a string alone.
+            texts: strings, or pairs of an instruction and a text. ``form.instruction`` stands before a string alone.
             batch_size: texts of like length the model reads at once.
             disable_tqdm: no progress bar.
 
@@ -173,10 +132,10 @@ class Teacher:
         Raises:
             ValueError: if there are no texts, or an instruction leaves no room for a text.
         """
-        rows = [(self.instruction, row) if isinstance(row, str) else (row[0], row[1]) for row in texts]
+        rows = [(self.form.instruction, row) if isinstance(row, str) else (row[0], row[1]) for row in texts]
         if not rows:
             raise ValueError("There are no texts to encode.")
-        pairs = [self.prepared(text, instruction) for instruction, text in rows]
+        pairs = [self.form.prepared(text, self.tokenizer, instruction) for instruction, text in rows]
         for before in {before for before, _ in pairs if before}:
             length = len(self.tokenizer(before, truncation=False)["input_ids"])
             if length >= self.max_length:
@@ -190,7 +149,7 @@ class Teacher:
             chosen = order[begin : begin + batch_size]
             batch = tokenized([pairs[row] for row in chosen], self.tokenizer, self.max_length)
             hidden = self.hidden_states(batch["input_ids"], batch["attention_mask"])
-            mask = batch["embed_mask"] if self.settings.skip_instruction else batch["attention_mask"]
+            mask = batch["embed_mask"] if self.form.skips_instruction else batch["attention_mask"]
             pooled = pool(hidden, mask.to(hidden.device), self.pooling)
             vectors[torch.tensor(chosen)] = pooled.float().cpu()
         return vectors
@@ -205,14 +164,14 @@ class Teacher:
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "max_length": self.max_length,
         }
-        if is_decoder(self.model.config):
+        if is_decoder(self.model.config) or not self.form.plain:
             found |= {
                 "attn_implementation": self.model.config._attn_implementation,
                 "adapters": self.adapters,
                 "pooling": self.pooling,
-                "instruction": self.instruction,
-                "chat": self.chat,
-                "llm2vec": dataclasses.asdict(self.settings),
+                "instruction": self.form.instruction,
+                "chat": self.form.chat,
+                "llm2vec": dataclasses.asdict(self.form.settings) if self.form.settings else None,
             }
         return found
 
@@ -328,7 +287,7 @@ def load_teacher(
         tokenizer.pad_token = tokenizer.eos_token
     teacher = Teacher(
         model, tokenizer, name, revision or getattr(model.config, "_commit_hash", None), attention=taken,
-        adapters=merged, settings=settings, pooling=pooling, instruction=instruction or "", chat=chat,
+        adapters=merged, form=TextForm(name, instruction or "", chat, settings), pooling=pooling,
     )  # fmt: skip
     if taken == "bidirectional":
         prove_bidirectional(teacher)

@@ -346,7 +346,9 @@ def _check_vocabulary(
 def _tokenized(dataset: Any, teacher: Teacher, text_column: str, max_length: int | None) -> Any:
     def tokenize(rows: dict[str, list[str]]) -> Any:
         return teacher.tokenizer(
-            list(teacher.prefixed(rows[text_column])), truncation=True, max_length=max_length or teacher.max_length
+            list(teacher.form.joined(rows[text_column], teacher.tokenizer)),
+            truncation=True,
+            max_length=max_length or teacher.max_length,
         )
 
     return dataset.map(tokenize, batched=True)
