@@ -18,7 +18,10 @@ Attention = Literal["auto", "bidirectional", "causal"]
 Forward = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 # Settings that confine attention to the neighbourhood and that nothing here opens.
-_CLOSED_WINDOWS = ("attention_chunk_size", "attention_window", "local_attention", "window_size")
+_CLOSED_WINDOWS = (
+    "attention_chunk_size", "attention_window", "attention_window_size", "local_attention", "sliding_window_size",
+    "window_size",
+)  # fmt: skip
 _PROBE_LENGTH = 12
 _PROBE_MOST = 640  # longest probe, to see past a small window
 
@@ -63,13 +66,8 @@ def open_attention(config: PretrainedConfig) -> dict[str, Any]:
     change("is_causal", False)
     change("use_cache", False)
     if getattr(text, "sliding_window", None):
-        if "sliding_attention" in (getattr(text, "layer_types", None) or ()):
-            # Rotary settings and masks go by the kind of layer, so the kinds stay and the window grows.
-            change("sliding_window", max(text.sliding_window, int(text.max_position_embeddings)))
-        else:
-            change("sliding_window", None)
-    if getattr(text, "use_sliding_window", False) and text.sliding_window is None:
-        change("use_sliding_window", False)
+        # Grown, not taken away: masks go by the kind of layer, and most families must have a number.
+        change("sliding_window", max(text.sliding_window, int(text.max_position_embeddings)))
     if text is not config:
         config.is_causal = False
         config.use_cache = False
@@ -88,12 +86,12 @@ def blind_cases(forward: Forward, vocab_size: int, window: int | None = None) ->
     Args:
         forward: the model, in evaluation mode, as it will be used.
         vocab_size: ids below it are used.
-        window: a sliding window that was opened; the probe is longer than it where it is short.
+        window: a sliding window that was opened; the probe is as long as it where it is short.
 
     Returns:
         Some of "without padding", "with padding"; empty if the model sees both ways.
     """
-    length = _PROBE_LENGTH if window is None else max(_PROBE_LENGTH, min(window + 4, _PROBE_MOST))
+    length = _PROBE_LENGTH if window is None else max(_PROBE_LENGTH, min(window, _PROBE_MOST))
     ids = (torch.arange(2 * length).view(2, length) * 7 + 3) % vocab_size
     blind = []
     for name, row, used in (("without padding", slice(0, 1), length), ("with padding", slice(0, 2), length - 3)):
@@ -102,6 +100,7 @@ def blind_cases(forward: Forward, vocab_size: int, window: int | None = None) ->
         other = here.clone()
         other[-1, used - 1] = (other[-1, used - 1] + 1) % vocab_size
         # The same shapes and the same kernels: a state that does not depend on the last token is equal to the last bit.
-        if torch.equal(forward(here, mask)[-1, 0], forward(other, mask)[-1, 0]):
+        first, second = forward(here, mask)[-1, 0], forward(other, mask)[-1, 0]
+        if torch.equal(first, second) or not (first.isfinite() & second.isfinite()).all():
             blind.append(name)
     return blind

@@ -299,14 +299,33 @@ def prove_bidirectional(teacher: Teacher) -> None:
     model, config = teacher.model, teacher.model.config
     vocab_size = int(config.get_text_config().vocab_size)
     window = getattr(config.get_text_config(), "sliding_window", None)
-    blind = blind_cases(teacher.hidden_states, vocab_size, window)
-    if not blind:
-        return
     kind, backend = config.model_type, config._attn_implementation
+    try:
+        blind = blind_cases(teacher.hidden_states, vocab_size, window)
+    except Exception as error:
+        if not is_decoder(config):
+            raise
+        raise ValueError(
+            f"{teacher.name} is a decoder of the family {kind}, which fails once its attention is opened: {error}. Use "
+            'attention="causal", or another family.'
+        ) from error
+    if not blind:
+        one_way = sorted(
+            {
+                name
+                for name in getattr(config.get_text_config(), "layer_types", None) or ()
+                if "attention" not in name or name.startswith("linear")
+            }
+        )
+        if one_way:
+            logger.warning(
+                "%s has layers that read left to right whatever its attention: %s.", teacher.name, ", ".join(one_way)
+            )
+        return
     if not is_decoder(config):
         raise ValueError(
             f"{teacher.name} ({kind}) does not see both ways in a batch {' or '.join(blind)}: its first hidden state does not "
-            "depend on the last token. Give another encoder."
+            "depend on the last token, or is not finite. Give another encoder."
         )
     remedy = 'Use attention="causal", or another family.'
     if backend != "eager":
@@ -320,7 +339,7 @@ def prove_bidirectional(teacher: Teacher) -> None:
             model.set_attn_implementation(backend)
     raise ValueError(
         f"{teacher.name} is a decoder of the family {kind}, which does not become bidirectional with {backend} attention in a "
-        f"batch {' or '.join(blind)}: its first hidden state does not depend on the last token. {remedy}"
+        f"batch {' or '.join(blind)}: its first hidden state does not depend on the last token, or is not finite. {remedy}"
     )
 
 
