@@ -30,6 +30,50 @@ def dictionary(data, tiny_teacher_folder):
     return folder
 
 
+def run(arguments, capsys):
+    """The exit code and the one line of an error."""
+    code = main(arguments)
+    return code, capsys.readouterr().err.strip()
+
+
+def test_labels_that_are_missing_or_too_few_are_found_before_long_work(
+    data, dictionary, tiny_teacher_folder, tmp_path, capsys, monkeypatch
+):
+    """A missing label becomes a class of its own, or an hour of training ends in an error."""
+    import hf_sense.trainer
+
+    monkeypatch.setattr(hf_sense.trainer.SenseDistillationTrainer, "train", lambda *_, **__: pytest.fail("trained"))
+    rows = [{"text": "the bank", "label": "a"}, {"text": "a mole", "label": None}, {"text": "my card", "label": "a"}]
+    for name, kept in (("null", rows), ("one", rows[::2])):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, kept)), encoding="utf-8")
+    common = ["--teacher", str(tiny_teacher_folder), "--dictionary", str(dictionary), "--output", str(tmp_path / "out")]
+    for name, message in (("null", "Row 1 of"), ("one", "needs two labels or more")):
+        arguments = ["distill", *common, "--dataset", str(tmp_path / f"{name}.jsonl"), "--label-column", "label"]
+        code, line = run(arguments, capsys)
+        assert (code, message in line, "\n" in line) == (2, True, False), line
+    train = str(data / "train.jsonl")
+    arguments = ["evaluate", "--model", str(tmp_path), "--train", train, "--test", train, "--samples-per-label", "59"]
+    code, line = run(arguments, capsys)
+    assert (code, "Give --samples-per-label" in line) == (2, True), line
+
+
+def test_going_on_with_another_student_or_a_finished_one_is_refused(
+    data, dictionary, tiny_teacher_folder, tmp_path, capsys
+):
+    """Weights of another student are loaded half, or a finished student is trained a step more and written over."""
+    common = ["distill", "--teacher", str(tiny_teacher_folder), "--dictionary", str(dictionary)]
+    common += ["--dataset", str(data / "train.jsonl"), "--output", str(tmp_path / "out"), "--use-cpu"]
+    common += ["--max-steps", "4", "--save-steps", "2", "--disable-tqdm", "true"]
+    assert main([*common, "--num-hidden-layers", "1"]) == 0
+    before = (tmp_path / "out" / "model.safetensors").read_bytes()
+    capsys.readouterr()
+    code, line = run([*common, "--num-hidden-layers", "2"], capsys)
+    assert (code, "checkpoints of another student: 1 layers" in line) == (2, True), line
+    code, line = run([*common, "--num-hidden-layers", "1"], capsys)
+    assert (code, "training ended after 4 steps" in line) == (2, True), line
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
+
+
 def test_build_distill_evaluate_inspect(data, dictionary, tiny_teacher_folder, capsys):
     """A command does not take what the one before it made."""
     train, student = str(data / "train.jsonl"), data / "student"

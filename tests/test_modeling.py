@@ -257,3 +257,17 @@ def test_mismatches_are_refused(teacher, dictionary, tmp_path):
             SenseConfig(**{field: "nonsense"})
     with pytest.raises(ValueError, match="input_ids"):
         SenseModel.from_teacher(teacher, dictionary)(inputs_embeds=torch.zeros(1, 2, dictionary.dim))
+
+
+def test_labels_on_hard_senses_say_that_the_backbone_learns_nothing(teacher, dictionary, texts, caplog):
+    """Somebody fine-tunes for a day, the loss falls, and only the classifier has learned."""
+    model = SenseModelForSequenceClassification.from_teacher(teacher, dictionary, num_hidden_layers=1)
+    batch = {**teacher.tokenizer(texts[:4], padding=True, return_tensors="pt"), "labels": torch.tensor([0, 1, 0, 1])}
+    model.train()
+    for selection, number in (("straight_through", 0), ("hard", 1), ("hard", 1)):
+        model.config.selection = selection
+        model.zero_grad()
+        model(**batch).loss.backward()
+        assert caplog.text.count("no gradient reaches the backbone") == number
+        learned = any(weight.grad is not None and weight.grad.any() for weight in model.model.backbone.parameters())
+        assert learned == (selection == "straight_through")

@@ -112,3 +112,10 @@ def test_what_is_no_model_is_refused():
     """A config or a pipeline passed by mistake should hear what is wanted."""
     with pytest.raises(ValueError, match="a BertConfig came"):
         load_teacher(BertConfig())
+
+
+def test_the_tokenizer_of_another_model_is_refused(tiny_teacher_folder, tmp_path):
+    """Weights without their tokenizer get an empty one, and every text becomes unknown tokens."""
+    BertModel.from_pretrained(tiny_teacher_folder).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"The tokenizer has 5 tokens and .* embeds"):
+        load_teacher(tmp_path)

@@ -90,6 +90,8 @@ def build_dictionary(
     """
     check_metric(metric)
     number_of_senses(torch.ones(1, dtype=torch.int64), max_senses)
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ValueError(f"dtype should be torch.float32, torch.bfloat16 or torch.float16, but is {dtype!r}.")
     for name, value in (
         ("min_occurrences", min_occurrences),
         ("max_occurrences", max_occurrences),

@@ -10,6 +10,8 @@ import dataclasses
 import json
 import logging
 import sys
+import tempfile
+from collections import Counter
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -110,7 +112,8 @@ def build(
     chat: _ChatOption = False,
 ) -> None:
     """Build a sense dictionary from a teacher and a corpus."""
-    _refuse_file(output)
+    _check_output(output)
+    _check_model(teacher)
     texts, column = _load(dataset, split, text_column)
     import torch
 
@@ -164,10 +167,12 @@ def distill(
 
     Any field of SenseDistillationConfig is an option too, for example --learning-rate 1e-3 --max-steps 900.
     """
-    _refuse_file(output)
+    _check_output(output)
+    _check_model(teacher)
     data, _ = _load(dataset, split, text_column)
-    if label_column is not None and label_column not in data.column_names:
-        _fail(f"The data set has no column {label_column!r}; it has {', '.join(data.column_names)}.")
+    labels = [] if label_column is None else _labels(data, label_column, dataset)
+    if label_column is not None and len(set(labels)) < 2:
+        _fail(f"A classifier needs two labels or more, but column {label_column!r} has only {labels[0]!r}.")
     from hf_sense import register
     from hf_sense.dictionary import SenseDictionary
     from hf_sense.modeling_sense import SenseModelForSequenceClassification
@@ -186,12 +191,12 @@ def distill(
 
     checkpoint = get_last_checkpoint(str(output)) if output.is_dir() else None
     if checkpoint:
+        _check_checkpoint(Path(checkpoint), student)
         print(f"Going on from {checkpoint}")
     trainer.train(resume_from_checkpoint=checkpoint)
     if label_column is not None:
         from hf_sense.evaluation import fit_linear_head
 
-        labels = [str(label) for label in data[label_column]]
         fit_linear_head(student, loaded.tokenizer, data[text_column], labels, max_length=args.max_length)
     trainer.save_model(str(output))
     trainer.create_model_card()
@@ -211,12 +216,25 @@ def evaluate(
     output: Annotated[Path | None, typer.Option(help="Also write the figures to this JSON file.")] = None,
 ) -> None:
     """Classify with a model's text vectors, by the protocol of MTEB and by a probe on all training texts."""
+    _check_model(model)
+    if samples_per_label < 1 or draws < 1:
+        _fail(f"--samples-per-label and --draws should be at least 1, but are {samples_per_label} and {draws}.")
+    if output is not None:
+        _check_output(output.absolute().parent)
+    from hf_sense.corpus import iterate_texts
+
     sides = []
     for name, default in ((train, "train"), (test, "test")):
-        data, _ = _load(name, default, text_column)
-        if label_column not in data.column_names:
-            _fail(f"{name} has no column {label_column!r}; it has {', '.join(data.column_names)}.")
-        sides.append((data[text_column], [str(label) for label in data[label_column]]))
+        data, column = _load(name, default, text_column)
+        sides.append((list(iterate_texts(data, column)), _labels(data, label_column, name)))
+    rarest, number = min(Counter(sides[0][1]).items(), key=lambda pair: pair[1])
+    if number < samples_per_label:
+        _fail(
+            f"Label {rarest!r} has {number} texts in {train}, and a draw takes {samples_per_label} a label. Give "
+            f"--samples-per-label {number}, or leave that label out of both files."
+        )
+    if unknown := set(sides[1][1]) - set(sides[0][1]):
+        _fail(f"{test} has labels that {train} lacks, such as {min(unknown)!r}.")
     from transformers import AutoModel, AutoTokenizer
 
     from hf_sense import register
@@ -227,7 +245,7 @@ def evaluate(
     loaded, tokenizer = AutoModel.from_pretrained(model), AutoTokenizer.from_pretrained(model)
     if loaded.config.model_type != "sense":
         _fail(f"{model} is a {loaded.config.model_type} model, not a sense model; hf-sense distill makes one.")
-    vectors = [embed(loaded, tokenizer, list(texts), max_length=max_length) for texts, _ in sides]
+    vectors = [embed(loaded, tokenizer, texts, max_length=max_length) for texts, _ in sides]
     arguments = (vectors[0], sides[0][1], vectors[1], sides[1][1])
     score = few_shot_accuracy(*arguments, samples_per_label=samples_per_label, draws=draws)
     figures = {
@@ -260,6 +278,8 @@ def inspect(
 
     dictionary = SenseDictionary.from_pretrained(folder)
     name = teacher or dictionary.metadata.get("teacher", {}).get("name")
+    if contexts < 1:
+        _fail(f"--contexts should be at least 1, but is {contexts}.")
     from transformers import AutoTokenizer
 
     beside = (folder / "tokenizer_config.json").is_file()
@@ -292,6 +312,14 @@ def _teacher_of(dictionary: Any, name: str) -> Any:
         part["name"] if part["revision"] is None else f"{part['name']}@{part['revision']}"
         for part in made.get("adapters", [])
     ]
+    from transformers import AutoConfig
+
+    kind = AutoConfig.from_pretrained(name).model_type
+    if made.get("model_type", kind) != kind and not adapters:
+        _fail(
+            f"The dictionary was built with {made.get('name')}, a {made['model_type']} model, and {name} is a {kind} model. Give "
+            "that teacher, or build a dictionary with this one."
+        )
     if not made.get("attn_implementation"):  # an encoder
         return load_teacher(name)
     return load_teacher(
@@ -360,9 +388,57 @@ def _config_fields(arguments: list[str], config_class: Any) -> dict[str, Any]:
     return {name: getattr(values, name) for name in names if name in known}
 
 
-def _refuse_file(output: Path) -> None:
-    if output.exists() and not output.is_dir():
-        _fail(f"--output should be a folder, but {output} is a file.")
+def _labels(data: Any, column: str, name: str) -> list[str]:
+    """The labels of a column as strings; none may be missing."""
+    if column not in data.column_names:
+        _fail(f"{name} has no column {column!r}; it has {', '.join(data.column_names)}. Name it with --label-column.")
+    values = list(data[column])
+    if None in values:
+        _fail(
+            f"Row {values.index(None)} of {name} has no label in column {column!r}. Fill it in, or leave the row out."
+        )
+    return [str(value) for value in values]
+
+
+def _check_model(name: str) -> None:
+    """A path that is not there is no id on the Hub either."""
+    if (name.count("/") > 1 or name.startswith(("/", "."))) and not Path(name).is_dir():
+        _fail(f"There is no folder {name!r}.")
+
+
+def _check_checkpoint(folder: Path, student: Any) -> None:
+    """Going on from a checkpoint of another student, or from one that has ended, is refused."""
+    state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+    saved = (
+        json.loads((folder / "config.json").read_text(encoding="utf-8")) if (folder / "config.json").is_file() else {}
+    )
+    mine = json.loads(student.config.to_json_string(use_diff=False))
+    layers = [config.get("backbone_config", {}).get("num_hidden_layers") for config in (saved, mine)]
+    senses = [config.get("dictionary_fingerprint") for config in (saved, mine)]
+    if saved and (layers[0] != layers[1] or senses[0] != senses[1]):
+        _fail(
+            f"{folder.parent} holds the checkpoints of another student: {layers[0]} layers and dictionary {senses[0]}; now "
+            f"{layers[1]} layers and {senses[1]}. Give another --output, or remove that one."
+        )
+    if state["global_step"] >= state["max_steps"] and (folder.parent / "config.json").is_file():
+        _fail(
+            f"{folder.parent} holds a student whose training ended after {state['global_step']} steps. Give another --output, "
+            "or remove that one to train again."
+        )
+
+
+def _check_output(output: Path) -> None:
+    """Long work must not end at a folder that cannot be written to."""
+    there = output.absolute()
+    while not there.exists():
+        there = there.parent
+    if not there.is_dir():
+        _fail(f"--output should be a folder, but {there} is a file.")
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        _fail(f"--output {output} cannot be written to: {error.strerror}. Give another folder.")
 
 
 def _print_table(figures: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ a teacher, in ``hf_sense.students``.
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ from hf_sense.dictionary import SenseDictionary
 from hf_sense.padding import RightAligned
 from hf_sense.pooling import frequency_weights, pool
 from hf_sense.sense_table import SenseTable
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -245,6 +248,7 @@ class SenseModelForSequenceClassification(SensePreTrainedModel):
     def __init__(self, config: SenseConfig) -> None:
         super().__init__(config)
         self.num_labels = config.num_labels
+        self._warned = False
         self.model = SenseModel(config)
         self.head_dense = nn.Linear(config.sense_dim, config.sense_dim) if config.head_activation else None
         self.head_activation = ACT2FN[config.head_activation] if config.head_activation else None
@@ -282,6 +286,8 @@ class SenseModelForSequenceClassification(SensePreTrainedModel):
         """
         if output_contextual:
             return self.model(input_ids, attention_mask, token_type_ids, inputs_embeds, output_contextual=True)
+        if labels is not None and self.training:
+            self._warn_of_no_gradient()
         output = self.model(
             input_ids,
             attention_mask,
@@ -299,6 +305,16 @@ class SenseModelForSequenceClassification(SensePreTrainedModel):
             loss=loss, logits=logits, hidden_states=output.hidden_states, attentions=output.attentions
         )
         return result if return_dict is not False else result.to_tuple()
+
+    def _warn_of_no_gradient(self) -> None:
+        """Says once that a backbone which asks for gradients gets none."""
+        hard = self.config.selection == "hard" and not self._warned
+        if hard and any(weight.requires_grad for weight in self.model.backbone.parameters()):
+            self._warned = True
+            logger.warning(
+                'With selection="hard" no gradient reaches the backbone: labels train the classifier alone. To fine-tune, '
+                'load the model with selection="straight_through" (or "soft"), or freeze the backbone.'
+            )
 
     def classify(self, vectors: torch.Tensor) -> torch.Tensor:
         """Logits ``(batch, num_labels)`` of pooled vectors ``(batch, sense_dim)``."""

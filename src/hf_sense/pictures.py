@@ -82,7 +82,7 @@ def draw_token(
     axes.set_xlabel(f"first principal component ({shares[0]:.0%} of the variance)")
     axes.set_ylabel(f"second principal component ({shares[1]:.0%})")
     plural = "sense" if len(points) == 1 else "senses"
-    title = f"{name}: {len(points)} {plural}" + (f", {len(dots):,} occurrences" if len(dots) else "")
+    title = f"{name}: {len(points)} {plural}" + (f"; {len(dots):,} occurrences drawn" if len(dots) else "")
     axes.set_title(title, loc="left", parse_math=False)
     axes.spines[["top", "right"]].set_visible(False)
     margin.set_axis_off()

@@ -283,6 +283,12 @@ def load_teacher(
             f"A teacher is a name for AutoModel, a transformers model or a loaded teacher, but a "
             f"{type(name_or_model).__name__} came."
         )
+    rows = int(model.config.get_text_config().vocab_size)
+    if not 0.5 * rows <= len(tokenizer) <= 1.1 * rows:  # tables are padded, and tokens are added
+        raise ValueError(
+            f"The tokenizer has {len(tokenizer)} tokens and {name} embeds {rows}: it is not this model's. Is its file missing "
+            "beside the weights? Save it there with tokenizer.save_pretrained, or pass tokenizer=."
+        )
     if tokenizer.pad_token is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token
     teacher = Teacher(

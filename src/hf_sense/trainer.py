@@ -137,6 +137,8 @@ class SenseDistillationTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         args = SenseDistillationConfig("trainer_output") if args is None else args
+        if not isinstance(args, SenseDistillationConfig):
+            raise ValueError(f"args should be a SenseDistillationConfig, but is a {type(args).__name__}.")
         if kwargs.get("compute_metrics") is not None:
             raise ValueError("This trainer evaluates loss and agreement; for other figures use hf_sense.evaluation.")
         self.student = _student_of(model)
