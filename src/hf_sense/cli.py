@@ -1,4 +1,4 @@
-"""The ``hf-sense`` command: build, distill, evaluate, inspect.
+"""The ``hf-sense`` command: build, distill, adapt, evaluate, inspect.
 
 It reads arguments and files and prints; the work is done by the modules that it calls. Those import torch, so they are
 imported inside the commands: ``--help`` does not wait for them.
@@ -179,7 +179,7 @@ def distill(
     from hf_sense.trainer import SenseDistillationConfig, SenseDistillationTrainer
 
     register()
-    fields = _config_fields(context.args, SenseDistillationConfig)
+    fields = _config_fields(context.args, SenseDistillationConfig, "distill")
     args = SenseDistillationConfig(output_dir=str(output), text_column=text_column, **fields)
     senses = SenseDictionary.from_pretrained(dictionary)
     loaded = _teacher_of(senses, teacher)
@@ -200,6 +200,50 @@ def distill(
         fit_linear_head(student, loaded.tokenizer, data[text_column], labels, max_length=args.max_length)
     trainer.save_model(str(output))
     trainer.create_model_card()
+    print(f"Saved in {output}")
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def adapt(
+    context: typer.Context,
+    base: Annotated[str, typer.Option(help="The decoder: a folder or an id on the Hub.")],
+    dataset: Annotated[str, typer.Option(help=_DATA_HELP)],
+    output: Annotated[Path, typer.Option(help="Folder for the adapters.")],
+    text_column: Annotated[
+        str, typer.Option(help="Column of the texts; two, with a comma between, for pairs that belong together.")
+    ] = "text",
+    split: Annotated[str, typer.Option(help="Split of the data set.")] = "train",
+    attention: Annotated[
+        AttentionName, typer.Option(help="How the decoder will be used.")
+    ] = AttentionName.bidirectional,
+) -> None:
+    """Train adapters that make a decoder an encoder of texts, the LLM2Vec way, without labels.
+
+    Any field of AdaptationConfig is an option too, for example --mntp-steps 100 --simcse-steps 100.
+    """
+    if attention is AttentionName.auto:
+        _fail("--attention should be bidirectional or causal.")
+    _check_output(output)
+    _check_model(base)
+    texts, column = _load(dataset, split, text_column)
+    from hf_sense.adaptation import AdaptationConfig, adapt_decoder
+
+    fields = _config_fields(context.args, AdaptationConfig, "adapt")
+    report = adapt_decoder(
+        base,
+        texts,
+        output,
+        text_column=column,
+        attention=attention.value,
+        args=AdaptationConfig(output_dir=str(output), **fields),
+    )
+    for stage in ("mntp", "simcse"):
+        if stage in report:
+            figures = report[stage]
+            print(
+                f"{stage}: best after {figures['best_step']} of {figures['steps']} steps, held-out loss "
+                f"{figures['held_out_loss_before']:.3f} to {figures['held_out_loss_after']:.3f}"
+            )
     print(f"Saved in {output}")
 
 
@@ -362,7 +406,7 @@ def _load(name: str, split: str, text_column: str) -> tuple[Any, str | list[str]
     return data, columns[0] if len(columns) == 1 else columns
 
 
-def _config_fields(arguments: list[str], config_class: Any) -> dict[str, Any]:
+def _config_fields(arguments: list[str], config_class: Any, command: str) -> dict[str, Any]:
     """Reads ``--learning-rate 1e-3`` and the like by the fields of the configuration."""
     from transformers import HfArgumentParser
 
@@ -371,7 +415,7 @@ def _config_fields(arguments: list[str], config_class: Any) -> dict[str, Any]:
     for option in options:
         if option[2:].replace("-", "_").removeprefix("no_") not in known and option[2:].replace("-", "_") not in known:
             _fail(
-                f"There is no option {option}. See hf-sense distill --help and the fields of SenseDistillationConfig."
+                f"There is no option {option}. See hf-sense {command} --help and the fields of {config_class.__name__}."
             )
     parser = HfArgumentParser(config_class)
     parser.exit_on_error = False
@@ -380,7 +424,7 @@ def _config_fields(arguments: list[str], config_class: Any) -> dict[str, Any]:
     try:
         values, rest = parser.parse_known_args(arguments)
     except (Exception, SystemExit) as error:
-        _fail(f"An option of SenseDistillationConfig could not be read: {error}")
+        _fail(f"An option of {config_class.__name__} could not be read: {error}")
     if rest:
         _fail(f"These arguments were not understood: {' '.join(rest)}.")
     names = {option[2:].replace("-", "_") for option in options}
