@@ -190,9 +190,9 @@ def main() -> None:
 def default_base() -> str:
     """The folder of SmolLM2-135M-Instruct, as the examples find it."""
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
-    from smollm2 import smollm2_folder
+    from smollm2 import decoder_folder
 
-    return str(smollm2_folder())
+    return str(decoder_folder())
 
 
 if __name__ == "__main__":

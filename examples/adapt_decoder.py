@@ -105,8 +105,8 @@ for name in stages:
         f"{name}: held-out loss {figures['held_out_loss_before']:.3f} before, {figures['held_out_loss_after']:.3f} after "
         f"{figures['best_step']} of {figures['steps']} steps"
     )
-print(f"few-shot accuracy: {100 * before:.1f} % before", end="")
+line = f"few-shot accuracy: {100 * before:.1f} % before"
 for number, name in enumerate(stages, 1):
     after = accuracy([Path(args.output) / done for done in stages[:number]])
-    print(f", {100 * after:.1f} % after {name}", end="")
-print()
+    line += f", {100 * after:.1f} % after {name}"
+print(line)

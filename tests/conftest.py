@@ -1,4 +1,4 @@
-"""A tokenizer, an encoder and texts, all tiny and made here: no test needs a network."""
+"""A tokenizer, an encoder, a decoder and texts, all tiny and made here: no test needs a network."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 
 SUBJECTS = ["the bank", "a river", "my card", "the team", "an apple", "this spring", "the club", "a mole", "the deck"]
 VERBS = ["holds", "opens", "lost", "found", "sees", "pays", "leaves", "breaks"]
@@ -82,3 +82,28 @@ def dictionary(teacher, texts):
     from hf_sense import build_dictionary
 
     return build_dictionary(teacher, texts, max_senses=4, disable_tqdm=True)
+
+
+@pytest.fixture(scope="session")
+def decoder_tokenizer(tokenizer):
+    """The tests' words with a start and an end token and, as many decoders have it, none for padding."""
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer, unk_token="[UNK]", bos_token="[CLS]", eos_token="[SEP]",
+        model_max_length=64, model_input_names=["input_ids", "attention_mask"],
+    )  # fmt: skip
+    made.chat_template = "{% for m in messages %}[CLS]<user> {{ m['content'] }} [SEP]{% endfor %}"
+    return made
+
+
+@pytest.fixture(scope="session")
+def base(decoder_tokenizer, tmp_path_factory):
+    """A seeded Llama of three layers on disk."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("decoders") / "base"
+    config = LlamaConfig(
+        vocab_size=len(decoder_tokenizer), hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=64, initializer_range=0.3,
+    )  # fmt: skip
+    LlamaModel(config).save_pretrained(folder)
+    decoder_tokenizer.save_pretrained(folder)
+    return folder

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, AutoModel, LlamaConfig, LlamaForCausalLM, TrainerCallback
 
-from hf_sense import adaptation
+from hf_sense import adaptation, load_teacher
 from hf_sense.adaptation import (
     AdaptationConfig,
     adapt_decoder,
@@ -177,6 +177,21 @@ def test_adapters_fit_the_bare_model_in_llm2vecs_layout(base, adapted, texts, to
         states.append(model(**batch).last_hidden_state)
         assert torch.allclose(live, states[-1], atol=1e-4)
         assert not torch.allclose(states[-2], states[-1], atol=1e-2)
+
+
+def test_adapters_make_a_teacher(base, adapted, texts, tokenizer):
+    """A teacher with the adapters is causal, or its vectors are others than those that were trained."""
+    folder, _ = adapted
+    teacher = load_teacher(base, adapters=[str(folder / "mntp"), str(folder / "simcse")])
+    assert teacher.attention == "bidirectional"
+    model = AutoModel.from_pretrained(base, config=AutoConfig.from_pretrained(folder / "mntp"))
+    for name in ("mntp", "simcse"):
+        model = PeftModel.from_pretrained(model, str(folder / name)).merge_and_unload()
+    batch = tokenizer(texts[:3], padding=True, return_tensors="pt", return_token_type_ids=False)
+    expected = model(**batch).last_hidden_state
+    found = teacher.hidden_states(batch["input_ids"], batch["attention_mask"])
+    kept = batch["attention_mask"].bool()
+    assert torch.allclose(found[kept], expected[kept], atol=1e-5)
 
 
 class _Stop(TrainerCallback):

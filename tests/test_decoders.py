@@ -52,27 +52,6 @@ SIZES = {
 }
 
 
-@pytest.fixture(scope="module")
-def decoder_tokenizer(tokenizer):
-    """The tests' words with a start and an end token and, as many decoders have it, none for padding."""
-    made = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer.backend_tokenizer, unk_token="[UNK]", bos_token="[CLS]", eos_token="[SEP]",
-        model_max_length=64, model_input_names=["input_ids", "attention_mask"],
-    )  # fmt: skip
-    made.chat_template = "{% for m in messages %}[CLS]<user> {{ m['content'] }} [SEP]{% endfor %}"
-    return made
-
-
-@pytest.fixture(scope="module")
-def base(decoder_tokenizer, tmp_path_factory):
-    """A seeded Llama of three layers on disk."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("decoders") / "base"
-    LlamaModel(LlamaConfig(vocab_size=len(decoder_tokenizer), **SIZES)).save_pretrained(folder)
-    decoder_tokenizer.save_pretrained(folder)
-    return folder
-
-
 def make_adapter(base, folder, seed, **sizes):
     """A LoRA adapter with random weights, saved as PEFT saves it."""
     torch.manual_seed(seed)

@@ -58,6 +58,16 @@ def test_drop_in_replacement(run):
     assert "selection hard: accuracy" in printed
 
 
+def test_adapt_decoder(run, base):
+    """The way from a decoder to an encoder breaks between its two stages, or what it wrote cannot be read."""
+    data = run.folder / "data/train.jsonl"
+    options = ["--mntp-steps", 2, "--simcse-steps", 2, "--batch-size", 8, "--mask-token", "and", "--max-length", 32]
+    printed = run("adapt_decoder.py", "--base", base, "--dataset", data, "--labelled", data, data, *options)
+    assert "few-shot accuracy" in printed
+    assert "after simcse" in printed
+    assert (run.folder / "runs/adapted/simcse/llm2vec_config.json").is_file()
+
+
 def test_demo_on_a_folder_of_the_users_own(run):
     """The demo runs on its own teacher and texts alone."""
     printed = run("demo.py", "--dataset", run.folder / "data", "--steps", 5, "--max-length", 32)
