@@ -18,9 +18,15 @@ ADAPTER_FILE = "adapter_config.json"
 
 
 def adapter_source(text: str) -> dict[str, str | None]:
-    """Name and revision of ``"folder"``, ``"id"`` or ``"id@revision"``."""
-    name, _, revision = (text, "", "") if os.path.isdir(text) else text.partition("@")
-    return {"name": name, "revision": revision or None}
+    """Name and revision of ``"folder"``, ``"id"`` or ``"id@revision"``; an id without one is pinned to its commit of now."""
+    name, _, given = (text, "", "") if os.path.isdir(text) else text.partition("@")
+    return {"name": name, "revision": given or commit_of(name)}
+
+
+def commit_of(name: str, file: str = ADAPTER_FILE, revision: str | None = None) -> str | None:
+    """The commit that a Hub id stands for, by where its file lies in the cache; ``None`` for folders."""
+    path = None if os.path.isdir(name) else find_file(name, file, revision)
+    return path.parent.name if path is not None and path.parent.parent.name == "snapshots" else None
 
 
 def says_bidirectional(source: dict[str, str | None]) -> bool:

@@ -26,7 +26,15 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from hf_sense.adapters import ADAPTER_FILE, adapter_source, base_of, merge_adapter, says_bidirectional, settings_of
+from hf_sense.adapters import (
+    ADAPTER_FILE,
+    adapter_source,
+    base_of,
+    commit_of,
+    merge_adapter,
+    says_bidirectional,
+    settings_of,
+)
 from hf_sense.decoders import Attention, blind_cases, is_decoder, is_open, open_attention
 from hf_sense.llm2vec import TextForm, find_file, read_json, tokenized
 from hf_sense.padding import RightAligned
@@ -268,6 +276,7 @@ def load_teacher(
         tokenizer = tokenizer or AutoTokenizer.from_pretrained(name, **shared)
         for source in merged:
             model = merge_adapter(model, source, name)
+        revision = commit_of(name, "config.json", revision) or revision
     elif isinstance(name_or_model, PreTrainedModel) or hasattr(name_or_model, "merge_and_unload"):
         if names:
             raise ValueError("adapters are merged into a model that is loaded by name; merge them into yours before.")
@@ -276,6 +285,7 @@ def load_teacher(
             model = copy.deepcopy(model).merge_and_unload()
         name = model.config._name_or_path or type(model).__name__
         taken = _set_attention(model.config, attention, [], name)
+        revision = revision or getattr(model.config, "_commit_hash", None)
         if tokenizer is None:
             tokenizer = AutoTokenizer.from_pretrained(name)
     else:
@@ -292,7 +302,7 @@ def load_teacher(
     if tokenizer.pad_token is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token
     teacher = Teacher(
-        model, tokenizer, name, revision or getattr(model.config, "_commit_hash", None), attention=taken,
+        model, tokenizer, name, revision, attention=taken,
         adapters=merged, form=TextForm(name, instruction or "", chat, settings), pooling=pooling,
     )  # fmt: skip
     if taken == "bidirectional":
