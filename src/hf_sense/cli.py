@@ -82,6 +82,23 @@ def main(arguments: list[str] | None = None) -> int:
         raise
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(version("hf-sense"))
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Sense dictionaries for Transformers."""
+
+
 @app.command()
 def build(
     teacher: Annotated[str, typer.Option(help="The encoder or decoder: a folder or an id on the Hub.")],
@@ -338,7 +355,12 @@ def inspect(
         from hf_sense.report import nearest_contexts
 
         nearest = nearest_contexts(
-            dictionary, token_id, _teacher_of(dictionary, name), list(texts[text_column]), per_sense=contexts
+            dictionary,
+            token_id,
+            _teacher_of(dictionary, name),
+            list(texts[text_column]),
+            per_sense=contexts,
+            max_length=dictionary.metadata.get("sampling", {}).get("max_length"),
         )
         found = {sense.sense_id: sense.contexts for sense in nearest}
     for sense_id, count, spread in zip(senses.sense_ids, senses.counts.tolist(), senses.spread.tolist()):
