@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from hf_sense.evaluation import few_shot_accuracy
 from hf_sense.teacher import Teacher
 
 MAX_LENGTH = 64
+SAMPLES = 8  # labelled texts of each class in a draw
 OUTSIDE = "senses"  # the student's dictionary lies beside it, in float16, memory-mapped
 # What a process holds after loading a model and reading texts with it, and what it held before.
 _PEAK = """
@@ -59,6 +61,11 @@ class Benchmark:
             random.Random(options.seed).shuffle(rows)
             self.texts[name] = [row["text"] for row in rows[:most]]
             self.labels[name] = [row["label"] for row in rows[:most]]
+        rarest, number = min(Counter(self.labels["train"]).items(), key=lambda pair: pair[1])
+        if number < SAMPLES:
+            raise SystemExit(
+                f"Label {rarest!r} has {number} of the {SAMPLES} texts that a draw takes: raise --train-texts."
+            )
 
     def vectors(self, model: SenseModel, teacher: Teacher) -> tuple[dict[str, dict[str, torch.Tensor]], float]:
         """Each split's vectors in four forms out of one pass, and texts a second of that pass."""
@@ -85,7 +92,11 @@ class Benchmark:
         row: dict[str, Any] = {"name": name, "texts_per_second": speed, "parameters": model.num_parameters()}
         for form in FORMS:
             score = few_shot_accuracy(
-                vectors["train"][form], self.labels["train"], vectors["test"][form], self.labels["test"]
+                vectors["train"][form],
+                self.labels["train"],
+                vectors["test"][form],
+                self.labels["test"],
+                samples_per_label=SAMPLES,
             )
             row[form] = 100 * score.mean
         self.rows.append(row)
