@@ -24,6 +24,7 @@ from decoder_families import (
     tiny_config,
     tiny_model,
 )
+from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from hf_sense import load_teacher
@@ -54,10 +55,12 @@ def one_thread():
 
 
 @pytest.fixture(scope="module")
-def small_tokenizer(tokenizer):
-    """A tokenizer that numbers no segments, as decoders have it."""
+def small_tokenizer():
+    """As many tokens as the tiny models embed, and no numbers of segments, as decoders have it."""
+    names = ["[PAD]", "[UNK]", "[SEP]", *(f"w{number}" for number in range(VOCABULARY - 3))]
+    words = models.WordLevel({name: number for number, name in enumerate(names)}, unk_token="[UNK]")
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer.backend_tokenizer, eos_token="[SEP]", pad_token="[PAD]", model_max_length=64,
+        tokenizer_object=Tokenizer(words), unk_token="[UNK]", eos_token="[SEP]", pad_token="[PAD]", model_max_length=64,
         model_input_names=["input_ids", "attention_mask"],
     )  # fmt: skip
 
