@@ -34,16 +34,18 @@ SAMPLES = 8  # labelled texts of each class in a draw
 OUTSIDE = "senses"  # the student's dictionary lies beside it, in float16, memory-mapped
 # What a process holds after loading a model and reading texts with it, and what it held before.
 _PEAK = """
-import json, resource, sys, torch
+import json, sys, torch
 from transformers import AutoModel
 import hf_sense
 from hf_sense.corpus import encode_corpus
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak():  # of this process alone; getrusage would hand on the parent's
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
+before = peak()
 model = AutoModel.from_pretrained(sys.argv[1]).eval()
 batch = {name: torch.tensor(rows) for name, rows in json.load(open(sys.argv[2])).items()}
 with torch.no_grad():
     model(**batch)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+print((peak() - before) / 1024)
 """
 
 
