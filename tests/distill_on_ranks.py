@@ -32,3 +32,5 @@ if __name__ == "__main__":
         weights = torch.cat([parameter.detach().reshape(-1) for parameter in student.parameters()])
         torch.save({"senses": dictionary.senses, "weights": weights, "agreement": agreement}, output)
     state.wait_for_everyone()
+    del trainer, student  # DistributedDataParallel's threads end before the group they use
+    state.destroy_process_group()

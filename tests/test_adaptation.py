@@ -15,15 +15,15 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, LlamaConfig, LlamaForCausalLM, TrainerCallback
 
 from hf_sense import adaptation, load_teacher
-from hf_sense.adaptation import (
-    AdaptationConfig,
-    adapt_decoder,
+from hf_sense.adaptation import adapt_decoder
+from hf_sense.adaptation_losses import (
     batches_of_like_length,
     contrastive_loss,
     mask_token_id,
     mask_tokens,
     masked_next_token_loss,
 )
+from hf_sense.adaptation_trainers import AdaptationConfig
 from hf_sense.corpus import iterate_texts
 
 SETTINGS = {
@@ -136,8 +136,8 @@ def test_head_is_the_language_models_own(base, adapted, texts, tokenizer):
     model = LlamaForCausalLM.from_pretrained(base, config=config)
     run = adaptation._Run(base, texts, folder, "text", "bidirectional", None, AdaptationConfig("unused", **SETTINGS))
     total, count = 0.0, 0
-    for number, rows in enumerate(run.corpus.batches(16, run.held)):
-        batch = run.corpus.padded(rows, tokenizer.pad_token_id)
+    for number, rows in enumerate(run.texts.corpus.batches(16, run.texts.held)):
+        batch = run.texts.corpus.padded(rows, tokenizer.pad_token_id)
         ids, labels = mask_tokens(
             batch["input_ids"], batch["attention_mask"], tokenizer.mask_token_id, vocab_size=len(tokenizer),
             special_ids=tokenizer.all_special_ids, seed=number,
@@ -205,15 +205,15 @@ class _Stop(TrainerCallback):
 @pytest.mark.parametrize("stage", ["mntp", "simcse"])
 def test_stopped_run_goes_on_to_the_same_adapters(base, adapted, texts, tmp_path, monkeypatch, stage):
     """A stopped run starts over, or goes on with other masks, batches or dropout than the undisturbed one."""
-    begin = adaptation._StageTrainer.__init__
+    begin = adaptation.StageTrainer.__init__
 
-    def stopped(self, model, args, run):
-        begin(self, model, args, run)
+    def stopped(self, model, args, texts):
+        begin(self, model, args, texts)
         if args.output_dir.endswith(f"{stage}.work"):
             self.add_callback(_Stop())
 
     with monkeypatch.context() as patch:
-        patch.setattr(adaptation._StageTrainer, "__init__", stopped)
+        patch.setattr(adaptation.StageTrainer, "__init__", stopped)
         with pytest.raises(KeyboardInterrupt):
             adapt_decoder(base, texts, tmp_path / "run", **SETTINGS)
     work = tmp_path / "run" / f"{stage}.work"

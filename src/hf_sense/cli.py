@@ -243,7 +243,8 @@ def adapt(
     _check_output(output)
     _check_model(base)
     texts, column = _load(dataset, split, text_column)
-    from hf_sense.adaptation import AdaptationConfig, adapt_decoder
+    from hf_sense.adaptation import adapt_decoder
+    from hf_sense.adaptation_trainers import AdaptationConfig
 
     fields = _config_fields(context.args, AdaptationConfig, "adapt")
     report = adapt_decoder(

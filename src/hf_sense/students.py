@@ -17,6 +17,7 @@ from hf_sense.decoders import is_decoder
 from hf_sense.dictionary import SenseDictionary, tokenizer_fingerprint
 from hf_sense.targets import check_teacher
 from hf_sense.teacher import Teacher, load_teacher
+from hf_sense.temperature import natural_temperature
 
 if TYPE_CHECKING:
     from hf_sense.modeling_sense import SensePreTrainedModel
@@ -75,7 +76,8 @@ def make_student(
             "pooling": "last_token" if decoder else "cls",
             **{name: getattr(teacher.head_model.config, name) for name in ("id2label", "label2id", "problem_type")},
         }
-    config_fields = {**inherited, **config_fields}
+    config_fields = {"metric": dictionary.metric, **inherited, **config_fields}
+    config_fields.setdefault("selection_temperature", natural_temperature(dictionary, config_fields["metric"]))
     student = model_class(
         SenseConfig(
             backbone_config=config,
@@ -86,7 +88,7 @@ def make_student(
             dictionary_fingerprint=dictionary.fingerprint,
             tokenizer_fingerprint=dictionary.tokenizer_fingerprint or found,
             dictionary_metadata=dictionary.metadata,
-            **({"metric": dictionary.metric} | config_fields),
+            **config_fields,
         )
     )
     dtype = body.dtype

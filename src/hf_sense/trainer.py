@@ -23,6 +23,7 @@ from hf_sense.modeling_sense import SensePreTrainedModel
 from hf_sense.ragged import NO_SENSE, best_sense, sense_scores
 from hf_sense.targets import compute_sense_targets
 from hf_sense.teacher import Teacher, load_teacher
+from hf_sense.temperature import natural_temperature
 
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
@@ -49,7 +50,10 @@ class SenseDistillationConfig(TrainingArguments):
         default=0.0,
         metadata={"help": "Weight of one minus the cosine to the teacher's hidden states; runs the teacher."},
     )
-    temperature: float = field(default=1.0, metadata={"help": "Divides sense scores in the losses on senses."})
+    temperature: float | None = field(
+        default=None,
+        metadata={"help": "Divides sense scores in the losses on senses; taken from the dictionary if not given."},
+    )
     live_teacher: bool = field(
         default=False, metadata={"help": "Run the teacher at every step instead of computing its senses once, before."}
     )
@@ -68,7 +72,7 @@ class SenseDistillationConfig(TrainingArguments):
         weights = {name: getattr(self, name) for name in ("sense_weight", "soft_weight", "mse_weight", "cosine_weight")}
         if min(weights.values()) < 0 or not any(weights.values()):
             raise ValueError(f"Loss weights should not be negative, and one should be above 0, but are {weights}.")
-        if not self.temperature > 0:
+        if self.temperature is not None and not self.temperature > 0:
             raise ValueError(f"temperature should be above 0, but is {self.temperature}.")
         self.label_names: list[str] | None = self.label_names or ["sense_labels"]
 
@@ -153,6 +157,7 @@ class SenseDistillationTrainer(Trainer):
                 "soft_weight, mse_weight, cosine_weight and live_teacher compare with the teacher at every step: pass teacher."
             )
         self._dictionary = self.student.to_dictionary()
+        self.temperature = args.temperature or natural_temperature(self._dictionary, self.student.config.metric)
         train_dataset, eval_dataset = (
             {name: self._prepared(split, args) for name, split in data.items()}
             if isinstance(data, dict) and not hasattr(data, "column_names")
@@ -249,9 +254,9 @@ class SenseDistillationTrainer(Trainer):
             targets = best_sense(teacher_scores, index)
         losses = torch.zeros(len(kept), device=hidden.device)
         if args.sense_weight:
-            losses = losses + args.sense_weight * hard_sense_loss(scores, index, targets, args.temperature)
+            losses = losses + args.sense_weight * hard_sense_loss(scores, index, targets, self.temperature)
         if args.soft_weight:
-            losses = losses + args.soft_weight * soft_sense_loss(scores, teacher_scores, index, args.temperature)
+            losses = losses + args.soft_weight * soft_sense_loss(scores, teacher_scores, index, self.temperature)
         if args.mse_weight:
             losses = losses + args.mse_weight * squared_error_loss(hidden, teacher_hidden)
         if args.cosine_weight:
