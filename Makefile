@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DATA ?= ../shared/data
 
-.PHONY: demo test lint bench docs clean
+.PHONY: demo test lint bench bench-decoders docs clean
 
 # torch goes first and by its pinned version: the resolver then leaves it alone.
 .venv/ready: pyproject.toml constraints.txt
@@ -29,6 +29,15 @@ bench: .venv/ready
 	$(BIN)/python benchmarks/banking77.py --data $(DATA)/banking77
 	$(BIN)/python benchmarks/word_senses.py --data $(DATA)/coarsewsd20
 	$(BIN)/python benchmarks/costs.py
+
+# A small decoder is fetched, adapted both ways on texts without labels (resumes), and measured: about an hour.
+ADAPT = $(BIN)/hf-sense adapt --base "$$base" --dataset $(DATA)/banking77/train.jsonl --max-length 64 --bf16 true
+bench-decoders: .venv/ready
+	base="$$($(BIN)/python examples/smollm2.py)" && \
+	$(ADAPT) --output runs/smollm2-bidirectional --mntp-steps 60 && \
+	$(ADAPT) --output runs/smollm2-causal --attention causal
+	$(BIN)/python benchmarks/decoders.py --data $(DATA)/banking77 --adapters runs/smollm2-bidirectional \
+	  --causal-adapters runs/smollm2-causal
 
 # Checks that every public name stands in the docs and that their links resolve.
 docs: .venv/ready

@@ -3,8 +3,8 @@
     python benchmarks/decoders.py --data FOLDER [--adapters FOLDER]
 
 SmolLM2-135M-Instruct, or any decoder with ``--base``. ``--adapters`` is what ``hf-sense adapt`` wrote, for the bidirectional
-form; ``--causal-adapters`` for the causal. MTEB's protocol on the first texts of a shuffle that ``--seed`` decides; labels are
-used in the evaluation alone.
+form; ``--causal-adapters`` for the causal. MTEB's protocol on the first texts of a shuffle that ``--seed`` decides;
+dictionaries and students see all texts of the train split, and labels are used in the evaluation alone.
 """
 
 from __future__ import annotations
@@ -57,9 +57,12 @@ class Benchmark:
         self.texts: dict[str, list[str]] = {}
         self.labels: dict[str, list[str]] = {}
         self.rows: list[dict[str, Any]] = []
+        self.unlabelled: list[str] = []
         for name, most in (("train", options.train_texts), ("test", options.test_texts)):
             lines = (options.data / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
             rows = [json.loads(line) for line in lines]
+            if name == "train":
+                self.unlabelled = [row["text"] for row in rows][: options.unlabelled_texts]
             random.Random(options.seed).shuffle(rows)
             self.texts[name] = [row["text"] for row in rows[:most]]
             self.labels[name] = [row["label"] for row in rows[:most]]
@@ -103,7 +106,8 @@ class Benchmark:
             row[form] = 100 * score.mean
         self.rows.append(row)
         cells = " | ".join(f"{row[form]:.1f}" for form in FORMS)
-        print(f"| {name} | {cells} | {row['parameters'] / 1e6:.1f} | {speed:.0f} |", flush=True)
+        millions = row["parameters"] / 1e6
+        print(f"| {name} | {cells} | {millions:.1f} | {4 * millions:.0f} | {speed:.0f} |", flush=True)
 
 
 # The hidden states of a sense model's output, and how they are pooled.
@@ -115,11 +119,13 @@ FORMS = {
 }
 
 
-def with_senses(bench: Benchmark, name: str, teacher: Teacher, dtype: torch.dtype) -> SenseModel:
+def with_senses(bench: Benchmark, name: str, teacher: Teacher, max_senses: str) -> SenseModel:
     """Builds the teacher's dictionary, measures it with its senses in place, and returns that model."""
     dictionary = build_dictionary(
-        teacher, bench.texts["train"], max_senses=20, max_length=MAX_LENGTH, dtype=dtype, disable_tqdm=bench.quiet
-    )
+        teacher, bench.unlabelled, max_senses=max_senses, max_length=MAX_LENGTH, dtype=torch.float16,
+        disable_tqdm=bench.quiet,
+    )  # fmt: skip
+    name += f" ({dictionary.num_senses:,} senses)"
     model = SenseModel.from_teacher(teacher, dictionary, selection="hard")
     bench.measure(name, model, teacher)
     return model
@@ -137,7 +143,7 @@ def distilled(bench: Benchmark, teacher: Teacher, whole: SenseModel, options: ar
             max_length=MAX_LENGTH, save_strategy="no", logging_strategy="no", dataloader_pin_memory=False, report_to=[],
             disable_tqdm=bool(bench.quiet), target_cache_dir=folder, seed=options.seed,
         )  # fmt: skip
-        data = Dataset.from_dict({"text": bench.texts["train"]})
+        data = Dataset.from_dict({"text": bench.unlabelled})
         SenseDistillationTrainer(student, args, teacher=teacher, train_dataset=data).train()
     return student.eval()
 
@@ -164,8 +170,10 @@ def main() -> None:
     parser.add_argument("--adapters", type=Path, help="folder with mntp/ and simcse/ of the bidirectional form")
     parser.add_argument("--causal-adapters", type=Path, help="folder with simcse/ of the causal form")
     parser.add_argument("--skip-raw", action="store_true", help="leave out the decoder as it comes")
-    parser.add_argument("--train-texts", type=int, default=2500)
+    parser.add_argument("--train-texts", type=int, default=2500, help="labelled texts that draws are made from")
     parser.add_argument("--test-texts", type=int, default=1500)
+    parser.add_argument("--unlabelled-texts", type=int, help="train texts for dictionary and student; all if not given")
+    parser.add_argument("--max-senses", default="20", help="of a token: a number, or a rule such as n/10,100")
     parser.add_argument("--layers", type=int, default=8, help="of the student")
     parser.add_argument("--steps", type=int, default=300, help="of the student's training; 0 leaves it out")
     parser.add_argument("--seed", type=int, default=0)
@@ -174,16 +182,17 @@ def main() -> None:
     options = parser.parse_args()
     bench = Benchmark(options)
     base = options.base or default_base()
-    header = ["", *FORMS, "parameters M", "texts a second"]
+    header = ["", *FORMS, "parameters M", "MB in float32", "texts a second"]
     print("| " + " | ".join(header) + " |\n| " + " | ".join(["---"] * len(header)) + " |")
     for attention, folder in (("causal", options.causal_adapters), ("bidirectional", options.adapters)):
         if not options.skip_raw:
-            with_senses(bench, f"{attention}, as it comes", load_teacher(base, attention=attention), torch.float16)
+            raw = load_teacher(base, attention=attention)
+            with_senses(bench, f"{attention}, as it comes", raw, options.max_senses)
         if folder is None:
             continue
         adapters = [str(folder / stage) for stage in ("mntp", "simcse") if (folder / stage).is_dir()]
         teacher = load_teacher(base, adapters=adapters, attention=attention)
-        whole = with_senses(bench, f"{attention}, adapted", teacher, torch.float16)
+        whole = with_senses(bench, f"{attention}, adapted", teacher, options.max_senses)
         if not options.steps:
             continue
         student = distilled(bench, teacher, whole, options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 
@@ -241,6 +242,27 @@ def test_causal_has_no_mntp_and_stays_causal(base, texts, tmp_path):
     assert not (tmp_path / "run" / "mntp").exists()
     assert getattr(AutoConfig.from_pretrained(tmp_path / "run" / "simcse"), "is_causal", True) is not False
     assert report["simcse"]["held_out_loss_after"] < report["simcse"]["held_out_loss_before"]
+
+
+def test_views_are_told_apart_more_gently_than_pairs(base, texts, tmp_path):
+    """Two views of a text are trained at the temperature of pairs, or one that is given is not used."""
+    run = adaptation._Run(base, texts, tmp_path / "a", "text", "causal", None, AdaptationConfig("unused", **SETTINGS))
+    found = []
+    for given in ({}, {"temperature": 0.07}):
+        trainer = adaptation.ContrastTrainer.__new__(adaptation.ContrastTrainer)
+        trainer.texts, trainer.args = run.texts, AdaptationConfig("unused", **SETTINGS, **given)
+        found.append(trainer.temperature)
+        trainer.texts = dataclasses.replace(run.texts, pairs=True)
+        found.append(trainer.temperature)
+    assert found == [0.2, 0.05, 0.07, 0.07]
+
+
+def test_useless_stage_says_so(base, texts, tmp_path, caplog):
+    """A stage that made the model worse ends without a word."""
+    adapt_decoder(
+        base, texts, tmp_path / "run", **{**SETTINGS, "mntp_steps": 0, "simcse_steps": 2, "learning_rate": 1e3}
+    )
+    assert "did not lower the held-out loss" in caplog.text
 
 
 def test_pairs(base, texts, tmp_path):

@@ -265,6 +265,13 @@ class _Run:
         before = trainer.held_out_loss()
         trainer.train(resume_from_checkpoint=_last_checkpoint(work))
         after = trainer.held_out_loss()
+        if after >= before:
+            logger.warning(
+                "%s did not lower the held-out loss (%.3f before, %.3f after): do not use its adapter.",
+                name,
+                before,
+                after,
+            )
         state = trainer.state
         self.report[name] = {
             "steps": state.global_step,

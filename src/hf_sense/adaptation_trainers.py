@@ -38,7 +38,7 @@ class AdaptationConfig(TrainingArguments):
     """
 
     mntp_steps: int = field(default=100, metadata={"help": "Most steps of masked next-token prediction; 0 skips it."})
-    simcse_steps: int = field(default=200, metadata={"help": "Most steps of contrast; 0 skips it."})
+    simcse_steps: int = field(default=60, metadata={"help": "Most steps of contrast; 0 skips it."})
     mntp_batch_size: int = field(default=64, metadata={"help": "Texts a step and device in the first stage."})
     mntp_learning_rate: float = field(default=3e-4, metadata={"help": "Learning rate of the first stage."})
     mask_share: float = field(default=0.2, metadata={"help": "Share of the tokens that are to be predicted."})
@@ -50,7 +50,10 @@ class AdaptationConfig(TrainingArguments):
         default=False,
         metadata={"help": "Mask all of them; otherwise 8 in 10, as BERT, with 1 in 10 random and 1 left as it is."},
     )
-    temperature: float = field(default=0.05, metadata={"help": "Divides cosines in the contrastive loss."})
+    temperature: float | None = field(
+        default=None,
+        metadata={"help": "Divides cosines in the contrastive loss: 0.2 if not given, 0.05 for pairs."},
+    )
     attention_dropout: float = field(default=0.2, metadata={"help": "Dropout of attention in the second stage."})
     lora_r: int = field(default=16, metadata={"help": "Rank of the adapters; they are scaled by 2."})
     lora_dropout: float = field(default=0.1, metadata={"help": "Dropout before the adapters."})
@@ -58,12 +61,13 @@ class AdaptationConfig(TrainingArguments):
     max_length: int = field(default=128, metadata={"help": "Texts are cut to so many tokens."})
     held_out: int = field(default=256, metadata={"help": "Texts that are not trained on; at most a tenth."})
     patience: int = field(default=2, metadata={"help": "Evaluations in a row without a gain that end a stage."})
-    min_gain: float = field(default=0.0, metadata={"help": "Fall of the held-out loss that counts as a gain."})
+    min_gain: float = field(default=0.01, metadata={"help": "Fall of the held-out loss that counts as a gain."})
     save_seconds: float = field(default=45.0, metadata={"help": "Seconds after which unfinished work is saved."})
     model_dtype: str = field(default="float32", metadata={"help": "Of the base model's weights while training."})
-    learning_rate: float = field(default=3e-4, metadata={"help": "Learning rate of the second stage."})
+    learning_rate: float = field(default=7e-4, metadata={"help": "Learning rate of the second stage."})
     per_device_train_batch_size: int = field(default=48, metadata={"help": "Texts or pairs a step and device."})
-    lr_scheduler_type: str = field(default="constant", metadata={"help": "Schedule of the learning rate."})
+    lr_scheduler_type: str = field(default="linear", metadata={"help": "Schedule of the learning rate."})
+    warmup_steps: float = field(default=0.1, metadata={"help": "Steps in which the learning rate rises, or a share."})
     eval_steps: float | None = field(default=10, metadata={"help": "Steps between evaluations on held-out texts."})
     logging_steps: float = field(default=10, metadata={"help": "Steps between logs."})
 
@@ -72,10 +76,12 @@ class AdaptationConfig(TrainingArguments):
         check_pooling(self.pooling)
         ranges = {
             "mntp_steps": (0, None), "simcse_steps": (0, None), "mntp_batch_size": (1, None), "mask_share": (1e-6, 1),
-            "temperature": (1e-6, None), "attention_dropout": (0, 0.99), "lora_dropout": (0, 0.99), "lora_r": (1, None),
+            "attention_dropout": (0, 0.99), "lora_dropout": (0, 0.99), "lora_r": (1, None),
             "max_length": (2, None), "held_out": (2, None), "patience": (1, None), "min_gain": (0, None),
             "eval_steps": (1, None),
         }  # fmt: skip
+        if self.temperature is not None:
+            ranges["temperature"] = (1e-6, None)
         for name, (low, high) in ranges.items():
             value = getattr(self, name)
             if value is None or value < low or (high is not None and value > high):
@@ -232,6 +238,12 @@ class ContrastTrainer(StageTrainer):
         texts = np.array(rows)
         return self.padded(np.concatenate([texts, texts + self.texts.number if self.texts.pairs else texts]))
 
+    @property
+    def temperature(self) -> float:
+        """That of the loss. SimCSE's 0.05 leaves two views of a short text nothing to learn after some 40 steps."""
+        given = self.args.temperature
+        return float(given) if given is not None else 0.05 if self.texts.pairs else 0.2
+
     def _vectors(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         with self.accelerator.autocast():
             states = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
@@ -246,7 +258,7 @@ class ContrastTrainer(StageTrainer):
     ) -> torch.Tensor:
         """The mean over the batch's texts."""
         first, second = self._vectors(model, inputs).chunk(2)
-        return contrastive_loss(first, second, self.args.temperature)
+        return contrastive_loss(first, second, self.temperature)
 
     @torch.no_grad()
     def held_out_loss(self) -> float:
@@ -264,7 +276,7 @@ class ContrastTrainer(StageTrainer):
                 vectors.append(self._vectors(self.model, batch).chunk(2))
         self.model.train(training)
         first, second = (torch.cat(views) for views in zip(*vectors))
-        return float(contrastive_loss(first, second, self.args.temperature))
+        return float(contrastive_loss(first, second, self.temperature))
 
 
 class SaveOften(TrainerCallback):
