@@ -20,6 +20,7 @@ from hf_sense.adaptation import adapt_decoder
 from hf_sense.adaptation_losses import (
     batches_of_like_length,
     contrastive_loss,
+    drop_tokens,
     mask_token_id,
     mask_tokens,
     masked_next_token_loss,
@@ -107,6 +108,19 @@ def test_contrast_by_hand():
     logits = torch.tensor([[1.0, 0.5**0.5], [0.0, 0.5**0.5]]) / 0.1
     expected = -(logits.log_softmax(1).diag().mean())
     assert contrastive_loss(first, second, 0.1).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_tokens_are_dropped_but_never_the_first():
+    """A view is left without a token, or padding comes to life."""
+    mask = torch.ones(400, 12, dtype=torch.int64)
+    mask[:, :5] = 0
+    torch.manual_seed(0)
+    found = drop_tokens(mask, 0.25)
+    assert not found[:, :5].any()
+    assert found[:, 5].all()
+    assert found.dtype == mask.dtype
+    assert 0.7 < found[:, 6:].float().mean() < 0.8
+    assert not torch.equal(found, drop_tokens(mask, 0.25))
 
 
 def test_batches_are_of_like_length_and_use_every_text():

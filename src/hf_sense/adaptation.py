@@ -50,8 +50,8 @@ RUN_FILE = "adaptation.json"
 _DROPOUTS = ("attention_dropout", "attn_pdrop", "attn_dropout", "attention_probs_dropout_prob")
 _SETTINGS = (
     "mntp_steps", "simcse_steps", "mntp_batch_size", "mntp_learning_rate", "mask_share", "mask_token", "full_masking",
-    "temperature", "attention_dropout", "lora_r", "lora_dropout", "pooling", "max_length", "held_out", "patience",
-    "min_gain", "model_dtype", "learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps",
+    "temperature", "token_dropout", "attention_dropout", "lora_r", "lora_dropout", "pooling", "max_length", "held_out",
+    "patience", "min_gain", "model_dtype", "learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps",
     "lr_scheduler_type", "warmup_steps", "weight_decay", "optim", "max_grad_norm", "seed", "eval_steps", "bf16", "fp16",
 )  # fmt: skip
 

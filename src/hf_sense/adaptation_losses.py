@@ -139,6 +139,18 @@ def masked_next_token_loss(states: torch.Tensor, labels: torch.Tensor, predict: 
     return nn.functional.cross_entropy(predict(states[:, :-1][wanted]).float(), labels[:, 1:][wanted], reduction="sum")
 
 
+def drop_tokens(attention_mask: torch.Tensor, share: float) -> torch.Tensor:
+    """The mask with tokens taken out at random, by PyTorch's global generator of the CPU; a text's first token stays.
+
+    Args:
+        attention_mask: ``(batch, sequence)``, 1 at tokens.
+        share: probability that a token is taken out.
+    """
+    kept = (torch.rand(attention_mask.shape) >= share).to(attention_mask.device)
+    first = (attention_mask.cumsum(1) == 1) & attention_mask.bool()
+    return attention_mask * (kept | first)
+
+
 def contrastive_loss(first: torch.Tensor, second: torch.Tensor, temperature: float = 0.05) -> torch.Tensor:
     """The mean cross-entropy of finding each first vector's second among all seconds by cosine (SimCSE, equation 1).
 

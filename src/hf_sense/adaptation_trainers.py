@@ -20,6 +20,7 @@ from hf_sense.adaptation_losses import (
     LanguageHead,
     batches_of_like_length,
     contrastive_loss,
+    drop_tokens,
     mask_tokens,
     masked_next_token_loss,
 )
@@ -38,7 +39,7 @@ class AdaptationConfig(TrainingArguments):
     """
 
     mntp_steps: int = field(default=100, metadata={"help": "Most steps of masked next-token prediction; 0 skips it."})
-    simcse_steps: int = field(default=60, metadata={"help": "Most steps of contrast; 0 skips it."})
+    simcse_steps: int = field(default=80, metadata={"help": "Most steps of contrast; 0 skips it."})
     mntp_batch_size: int = field(default=64, metadata={"help": "Texts a step and device in the first stage."})
     mntp_learning_rate: float = field(default=3e-4, metadata={"help": "Learning rate of the first stage."})
     mask_share: float = field(default=0.2, metadata={"help": "Share of the tokens that are to be predicted."})
@@ -53,6 +54,9 @@ class AdaptationConfig(TrainingArguments):
     temperature: float | None = field(
         default=None,
         metadata={"help": "Divides cosines in the contrastive loss: 0.2 if not given, 0.05 for pairs."},
+    )
+    token_dropout: float = field(
+        default=0.15, metadata={"help": "Share of the tokens that each of a text's two views lacks; not of pairs."}
     )
     attention_dropout: float = field(default=0.2, metadata={"help": "Dropout of attention in the second stage."})
     lora_r: int = field(default=16, metadata={"help": "Rank of the adapters; they are scaled by 2."})
@@ -76,7 +80,7 @@ class AdaptationConfig(TrainingArguments):
         check_pooling(self.pooling)
         ranges = {
             "mntp_steps": (0, None), "simcse_steps": (0, None), "mntp_batch_size": (1, None), "mask_share": (1e-6, 1),
-            "attention_dropout": (0, 0.99), "lora_dropout": (0, 0.99), "lora_r": (1, None),
+            "token_dropout": (0, 0.99), "attention_dropout": (0, 0.99), "lora_dropout": (0, 0.99), "lora_r": (1, None),
             "max_length": (2, None), "held_out": (2, None), "patience": (1, None), "min_gain": (0, None),
             "eval_steps": (1, None),
         }  # fmt: skip
@@ -245,9 +249,12 @@ class ContrastTrainer(StageTrainer):
         return float(given) if given is not None else 0.05 if self.texts.pairs else 0.2
 
     def _vectors(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        mask = batch["attention_mask"]
+        if self.args.token_dropout and not self.texts.pairs:
+            mask = drop_tokens(mask, self.args.token_dropout)
         with self.accelerator.autocast():
-            states = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
-        return pool(states.float(), batch["attention_mask"], cast(Pooling, self.args.pooling))
+            states = model(input_ids=batch["input_ids"], attention_mask=mask).last_hidden_state
+        return pool(states.float(), mask, cast(Pooling, self.args.pooling))
 
     def compute_loss(
         self,
@@ -262,7 +269,7 @@ class ContrastTrainer(StageTrainer):
 
     @torch.no_grad()
     def held_out_loss(self) -> float:
-        """Mean over the held-out texts, each against all others; dropout as in training, the same at every call."""
+        """Mean over the held-out texts, each against all others; views as in training, the same at every call."""
         training, size = self.model.training, self.args.per_device_train_batch_size
         held = self.texts.held
         held = held[np.argsort(-self.cost(held), kind="stable")]
