@@ -76,6 +76,8 @@ class AdaptationConfig(TrainingArguments):
     logging_steps: float = field(default=10, metadata={"help": "Steps between logs."})
 
     def __post_init__(self) -> None:
+        if not torch.accelerator.is_available():
+            self.use_cpu = True  # or bf16 is refused there
         super().__post_init__()
         check_pooling(self.pooling)
         ranges = {
