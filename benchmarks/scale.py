@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel, LlamaConfig
 
 LLAMA_3_8B = {
@@ -21,6 +22,9 @@ LLAMA_3_8B = {
     "intermediate_size": 14336,
     "vocab_size": 128256,
 }
+
+
+TEXT = 64  # tokens of the text whose operations are counted
 
 
 def layer_parameters(config: LlamaConfig) -> int:
@@ -35,11 +39,14 @@ def body_parameters(config: LlamaConfig, layers: int) -> int:
     return config.vocab_size * config.hidden_size + layers * layer_parameters(config) + config.hidden_size
 
 
-def counted(config: LlamaConfig, layers: int) -> int:
-    """The parameters of an empty model of so many layers."""
+def counted(config: LlamaConfig, layers: int) -> tuple[int, int]:
+    """The parameters of an empty model of so many layers, and its operations on a text of ``TEXT`` tokens."""
     smaller = type(config).from_dict({**config.to_dict(), "num_hidden_layers": layers})
-    with torch.device("meta"):
-        return int(AutoModel.from_config(smaller).num_parameters())
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        model = AutoModel.from_config(smaller, attn_implementation="eager")
+        mask = torch.zeros(1, 1, TEXT, TEXT)  # made ready: making one asks for values, which an empty model lacks
+        model(input_ids=torch.zeros(1, TEXT, dtype=torch.int64), attention_mask=mask, use_cache=False)
+    return int(model.num_parameters()), int(counter.get_total_flops())
 
 
 def main() -> None:
@@ -52,8 +59,10 @@ def main() -> None:
     options = parser.parse_args()
     config = AutoConfig.from_pretrained(options.config) if options.config else LlamaConfig(**LLAMA_3_8B)
     width, vocabulary, layers = config.hidden_size, config.vocab_size, config.num_hidden_layers
+    operations = {}
     for number in (layers, options.layers):
-        if (found := counted(config, number)) != body_parameters(config, number):
+        found, operations[number] = counted(config, number)
+        if found != body_parameters(config, number):
             raise SystemExit(f"The formula gives {body_parameters(config, number)} parameters, an empty model {found}.")
     teacher, student = body_parameters(config, layers), body_parameters(config, options.layers)
     rows: list[tuple[str, str, str]] = [
@@ -89,6 +98,11 @@ def main() -> None:
             "operations a token, student",
             f"{2 * options.layers * layer_parameters(config) / 1e9:.2f} billion",
             "likewise",
+        ),
+        (
+            f"counted on empty models, a text of {TEXT} tokens, teacher and student",
+            f"{operations[layers] / TEXT / 1e9:.3f} and {operations[options.layers] / TEXT / 1e9:.3f} billion a token",
+            "torch.utils.flop_counter, attention included",
         ),
         (
             f"operations a token, choice among {most:g} senses",
