@@ -1,6 +1,9 @@
 """Faults of a dictionary in several files, and headers that lie. ``test_dictionary`` has those of a single file."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -150,3 +153,27 @@ def test_a_folder_in_a_folder_and_a_file_in_its_place(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(ValueError, match="should be a folder"):
         make().save_pretrained(tmp_path / "file")
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
+def test_opening_looks_at_every_sense_and_keeps_none_in_memory(tmp_path):
+    """Opening a table pulls all of it into memory, though a batch needs a few of its rows."""
+    megabytes = 64
+    senses = torch.randn(megabytes * 2**20 // 256, 128).to(torch.float16)
+    offsets = torch.arange(0, len(senses) + 1, 8)
+    SenseDictionary(senses, offsets).save_pretrained(tmp_path / "d")
+    script = (
+        "import sys, torch\n"
+        "from hf_sense import SenseDictionary\n"
+        "def status(name):\n"
+        "    return int(next(l for l in open('/proc/self/status') if l.startswith(name)).split()[1]) / 1024\n"
+        "open('/proc/self/clear_refs', 'w').write('5')\n"  # the highest mark starts anew
+        "before = status('VmRSS')\n"
+        "dictionary = SenseDictionary.from_pretrained(sys.argv[1])\n"
+        "dictionary.rows(torch.arange(100))\n"
+        "print(status('VmHWM') - before)\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "d")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < megabytes / 2, done.stdout

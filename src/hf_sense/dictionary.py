@@ -88,6 +88,7 @@ class SenseDictionary:
         tokenizer_fingerprint: of the tokenizer whose ids these are, from ``tokenizer_fingerprint``.
         metadata: how it was built: ``teacher``, ``clustering``, ``sampling``, ``corpus``, each a dict.
         tokenizer: lets ``senses_of`` take a token as text.
+        check_values: look for NaN and infinity; ``None`` does so up to 256 MiB.
 
     Raises:
         ValueError: if shapes, dtypes, offsets or the metric do not fit together, or a value is not finite.
@@ -113,6 +114,7 @@ class SenseDictionary:
         tokenizer_fingerprint: str | None = None,
         metadata: dict[str, Any] | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
+        check_values: bool | None = None,
     ) -> None:
         self._blocks = [senses] if isinstance(senses, torch.Tensor) else list(senses)
         self.offsets = offsets
@@ -126,7 +128,8 @@ class SenseDictionary:
         self._checksums: dict[str, str] | None = None
         self._half_norms: torch.Tensor | None = None
         self._check_shapes()
-        if sum(block.nbytes for block in self._blocks) <= storage.VERIFY_BYTES:
+        size = sum(block.nbytes for block in self._blocks)
+        if check_values or (check_values is None and size <= storage.VERIFY_BYTES):
             self.check_finite()
 
     def _check_shapes(self) -> None:
@@ -159,7 +162,7 @@ class SenseDictionary:
     def check_finite(self) -> None:
         """Reads every sense; raises ``ValueError`` if a value is NaN or infinite. Done at construction up to 256 MiB."""
         for block in self._blocks:
-            for rows in block.split(max(1, 2**24 // max(1, self.dim))):
+            for rows in block.split(max(1, 2**20 // max(1, self.dim))):
                 if not bool(torch.isfinite(rows).all()):
                     raise ValueError("senses holds NaN or infinite values; look for them in the teacher's output.")
 
@@ -424,6 +427,7 @@ class SenseDictionary:
             metric=described["metric"],
             tokenizer_fingerprint=described["tokenizer_fingerprint"],
             metadata={key: value for key, value in described.items() if key not in (*own, "tokenizer_fingerprint")},
+            check_values=False,  # done, or not asked for
         )
         dictionary._checksums = described["sha256"]
         return dictionary

@@ -145,6 +145,7 @@ def read_dictionary(
         "spread": ([num_senses], ("F32",)),
     }
     blocks: dict[int, torch.Tensor] = {}
+    mappings: dict[int, mmap.mmap | None] = {}
     small: dict[str, torch.Tensor] = {}
     for path in files:
         for name, (dtype, shape, begin) in _checked_header(path).items():
@@ -163,7 +164,9 @@ def read_dictionary(
             key: Any = number if number is not None else name
             if key in target:
                 raise ValueError(f"{path}: {name} is stored twice.")
-            target[key] = _map(path, dtype, shape, begin)
+            target[key], mapping = _map(path, dtype, shape, begin)
+            if number is not None:
+                mappings[number] = mapping
     missing = [name for name in expected if name not in small] + ([] if blocks else ["senses"])
     if missing:
         raise ValueError(f"{folder} lacks the tensors {', '.join(missing)}; the dictionary is not complete.")
@@ -175,9 +178,9 @@ def read_dictionary(
     if len({block.dtype for block in senses}) > 1:
         raise ValueError(f"{folder}: the row blocks of senses differ in dtype.")
     size = sum(block.nbytes for block in senses)
-    _check_bytes(
-        folder, metadata["sha256"], small | {"senses": senses}, verify or (verify is None and size <= VERIFY_BYTES)
-    )
+    _check_small(folder, metadata["sha256"], small, num_senses)
+    if verify or (verify is None and size <= VERIFY_BYTES):
+        _check_senses(folder, metadata["sha256"], senses, [mappings[number] for number in sorted(blocks)])
     return senses, small, metadata
 
 
@@ -260,24 +263,23 @@ def _block_number(name: str) -> int | None:
     return int(number) if stem == "senses" and number.isascii() and number.isdigit() and len(number) < 10 else None
 
 
-def _map(path: Path, dtype: str, shape: list[int], begin: int) -> torch.Tensor:
+def _map(path: Path, dtype: str, shape: list[int], begin: int) -> tuple[torch.Tensor, mmap.mmap | None]:
     torch_dtype = _SENSE_DTYPES.get(dtype, torch.int64)
     count = 1
     for size in shape:
         count *= size
     if count == 0:
-        return torch.empty(shape, dtype=torch_dtype)
+        return torch.empty(shape, dtype=torch_dtype), None
     with open(path, "rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     if hasattr(mmap, "MADV_RANDOM"):
         # Rows are touched here and there: without this the kernel reads megabytes around each.
         mapped.madvise(mmap.MADV_RANDOM)
-    return torch.frombuffer(mapped, dtype=torch_dtype, count=count, offset=begin).view(shape)
+    return torch.frombuffer(mapped, dtype=torch_dtype, count=count, offset=begin).view(shape), mapped
 
 
-def _check_bytes(folder: Path, checksums: dict[str, Any], tensors: dict[str, Any], verify_senses: bool) -> None:
-    offsets, counts, spread, senses = (tensors[name] for name in ("offsets", "counts", "spread", "senses"))
-    num_senses = sum(map(len, senses))
+def _check_small(folder: Path, checksums: dict[str, Any], tensors: dict[str, torch.Tensor], num_senses: int) -> None:
+    offsets, counts, spread = (tensors[name] for name in ("offsets", "counts", "spread"))
     if int(offsets[0]) != 0 or int(offsets[-1]) != num_senses or bool((offsets[1:] < offsets[:-1]).any()):
         raise ValueError(
             f"{folder}: offsets should rise from 0 to {num_senses} without a step back, but run from {int(offsets[0])} to "
@@ -287,16 +289,28 @@ def _check_bytes(folder: Path, checksums: dict[str, Any], tensors: dict[str, Any
         raise ValueError(f"{folder}: counts has negative entries.")
     if not bool((torch.isfinite(spread) & (spread >= 0)).all()):
         raise ValueError(f"{folder}: spread has entries that are negative or not finite.")
-    if verify_senses:
-        for block in senses:
-            for rows in block.split(max(1, 2**24 // max(1, block.shape[1]))):
-                if not bool(torch.isfinite(rows).all()):
-                    raise ValueError(f"{folder}: senses holds NaN or infinite values. Build the dictionary again.")
-    for name, blocks in (("offsets", [offsets]), ("counts", [counts]), ("spread", [spread]), ("senses", senses)):
-        if name != "senses" or verify_senses:
-            found = sha256_of(blocks)
-            if found != checksums.get(name):
-                raise ValueError(
-                    f"{folder}: the bytes of {name} are not those that were saved (sha256 {found[:12]}, expected "
-                    f"{str(checksums.get(name))[:12]}). The file is damaged or comes from another save: fetch it again."
-                )
+    for name, tensor in tensors.items():
+        _compare(folder, name, sha256_of([tensor]), checksums)
+
+
+def _check_senses(
+    folder: Path, checksums: dict[str, Any], blocks: list[torch.Tensor], mappings: list[mmap.mmap | None]
+) -> None:
+    """Reads every sense once, a few megabytes at a time, and gives the memory back at once."""
+    digest = hashlib.sha256()
+    for block, mapping in zip(blocks, mappings):
+        for rows in block.split(max(1, 2**20 // max(1, block.shape[1]))):
+            if not bool(torch.isfinite(rows).all()):
+                raise ValueError(f"{folder}: senses holds NaN or infinite values. Build the dictionary again.")
+            digest.update(rows.view(-1).view(torch.uint8).numpy().data)
+            if mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
+                mapping.madvise(mmap.MADV_DONTNEED)  # nothing has been written to it yet
+    _compare(folder, "senses", digest.hexdigest(), checksums)
+
+
+def _compare(folder: Path, name: str, found: str, checksums: dict[str, Any]) -> None:
+    if found != checksums.get(name):
+        raise ValueError(
+            f"{folder}: the bytes of {name} are not those that were saved (sha256 {found[:12]}, expected "
+            f"{str(checksums.get(name))[:12]}). The file is damaged or comes from another save: fetch it again."
+        )
