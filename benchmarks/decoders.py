@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -32,20 +33,21 @@ from hf_sense.teacher import Teacher
 MAX_LENGTH = 64
 SAMPLES = 8  # labelled texts of each class in a draw
 OUTSIDE = "senses"  # the student's dictionary lies beside it, in float16, memory-mapped
-# What a process holds after loading a model and reading texts with it, and what it held before.
+# The most that a process holds while it loads a model and reads texts with it, less what it held before.
 _PEAK = """
 import json, sys, torch
 from transformers import AutoModel
 import hf_sense
 from hf_sense.corpus import encode_corpus
-def peak():  # of this process alone; getrusage would hand on the parent's
-    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
-before = peak()
+def status(name):  # of this process alone; getrusage would hand on the parent's
+    return int(next(line for line in open("/proc/self/status") if line.startswith(name)).split()[1])
+open("/proc/self/clear_refs", "w").write("5")  # importing may have held more for a moment
+before = status("VmRSS")
 model = AutoModel.from_pretrained(sys.argv[1]).eval()
 batch = {name: torch.tensor(rows) for name, rows in json.load(open(sys.argv[2])).items()}
 with torch.no_grad():
     model(**batch)
-print((peak() - before) / 1024)
+print((status("VmHWM") - before) / 1024)
 """
 
 
@@ -149,7 +151,7 @@ def distilled(bench: Benchmark, teacher: Teacher, whole: SenseModel, options: ar
 
 
 def peak_memory(model: Any, teacher: Teacher, texts: list[str]) -> float:
-    """MB by which a process grows when it loads the model and reads 32 texts with it."""
+    """MiB by which a process grows when it loads the model and reads 32 texts with it; the median of five."""
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         if isinstance(model, SenseModel):
@@ -158,8 +160,8 @@ def peak_memory(model: Any, teacher: Teacher, texts: list[str]) -> float:
         path = Path(folder) / "batch.json"
         path.write_text(json.dumps({name: batch[name] for name in ("input_ids", "attention_mask")}))
         command = [sys.executable, "-c", _PEAK, folder, str(path)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        return float(done.stdout.split()[-1])
+        runs = [subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(5)]
+        return statistics.median(float(out.split()[-1]) for out in runs)
 
 
 def main() -> None:
@@ -198,10 +200,10 @@ def main() -> None:
         student = distilled(bench, teacher, whole, options)
         bench.measure(f"{attention}, adapted: student of {options.layers} layers", student, teacher)
         peaks = [peak_memory(model, teacher, bench.texts["test"]) for model in (teacher.model, student)]
-        bench.rows.append({"name": f"{attention}: peak MB, teacher and student with its dictionary", "peaks": peaks})
+        bench.rows.append({"name": f"{attention}: peak MiB, teacher and student with its dictionary", "peaks": peaks})
         megabytes = student.to_dictionary().summary()["megabytes"]
         print(
-            f"\nPeak memory: teacher {peaks[0]:.0f} MB, student with its dictionary of {megabytes:.1f} MB {peaks[1]:.0f} MB, "
+            f"\nPeak memory: teacher {peaks[0]:.0f} MiB, student with its dictionary of {megabytes:.1f} MB {peaks[1]:.0f} MiB, "
             f"{peaks[1] / peaks[0]:.0%}.\n",
             flush=True,
         )
