@@ -182,6 +182,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     options = parser.parse_args()
+    for folder in (options.adapters, options.causal_adapters):
+        if folder is not None and not (folder / "simcse").is_dir():
+            parser.error(f"{folder} has no folder simcse: give what hf-sense adapt wrote, once it is done.")
     bench = Benchmark(options)
     base = options.base or default_base()
     header = ["", *FORMS, "parameters M", "MB in float32", "texts a second"]

@@ -16,6 +16,7 @@ from hf_sense import (
     load_teacher,
 )
 from hf_sense.evaluation import evaluate_classifier, fit_linear_head
+from hf_sense.temperature import natural_temperature
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 from real_data import reuters_r8, teacher_folder
@@ -37,6 +38,7 @@ def test_senses_keep_a_real_teachers_accuracy_and_a_student_learns_them(stories,
     teacher, texts, labels = stories
     train, test = slice(0, 400), slice(400, 600)
     dictionary = build_dictionary(teacher, texts[train], max_length=48)
+    assert natural_temperature(dictionary) == pytest.approx(0.48, abs=0.02)  # stands in docs/how-it-works.md
     accuracy = {}
     for selection in ("none", "hard"):
         model = SenseModelForSequenceClassification.from_teacher(

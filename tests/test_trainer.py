@@ -22,6 +22,7 @@ from hf_sense import (
 )
 from hf_sense.losses import cosine_loss, hard_sense_loss, soft_sense_loss, squared_error_loss
 from hf_sense.ragged import RaggedIndex, sense_scores
+from hf_sense.temperature import natural_temperature
 
 
 @pytest.fixture
@@ -294,3 +295,21 @@ def test_two_processes_give_the_same_update_and_dictionary(tiny_teacher_folder, 
     assert torch.equal(results[0]["senses"], results[1]["senses"])
     torch.testing.assert_close(results[1]["weights"], results[0]["weights"], atol=1e-5, rtol=1e-4)
     assert results[1]["agreement"] == pytest.approx(results[0]["agreement"], abs=1e-6)
+
+
+def test_temperature_comes_from_the_table_unless_it_is_given(teacher, dictionary, data, tmp_path):
+    """Scores of a teacher with long states are all but 0 and 1 in the loss, or a temperature that is given is not used."""
+    expected = natural_temperature(dictionary)
+    assert abs(expected - 1) > 0.1  # else the test says nothing
+    student = SenseModelForSequenceClassification.from_teacher(teacher, dictionary, num_hidden_layers=1)
+    assert student.config.selection_temperature == pytest.approx(expected)
+    losses = {}
+    for given in (None, expected, 5 * expected):
+        trainer = SenseDistillationTrainer(
+            student, config(tmp_path, temperature=given), teacher=teacher, eval_dataset=data
+        )
+        losses[given] = trainer.evaluate()["eval_loss"]
+    assert losses[None] == pytest.approx(losses[expected])
+    assert abs(losses[None] - losses[5 * expected]) > 0.01
+    model = SenseModelForSequenceClassification.from_teacher(teacher, dictionary, selection_temperature=3.0)
+    assert model.config.selection_temperature == 3.0

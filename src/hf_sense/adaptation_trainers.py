@@ -246,7 +246,7 @@ class ContrastTrainer(StageTrainer):
 
     @property
     def temperature(self) -> float:
-        """That of the loss. SimCSE's 0.05 leaves two views of a short text nothing to learn after some 40 steps."""
+        """That of the loss. At SimCSE's 0.05 two views of a short text soon leave nothing to learn."""
         given = self.args.temperature
         return float(given) if given is not None else 0.05 if self.texts.pairs else 0.2
 

@@ -12,7 +12,7 @@ from hf_sense.dictionary import SenseDictionary
 
 _ROWS_AT_ONCE = 8192
 _MOST_ROWS = 2**18  # of a larger table, tokens at even steps
-# How many equal and independent directions a token's variance is taken to have: so many make it 1 for all-MiniLM-L6-v2.
+# How many equal and independent directions a token's variance is taken to have: so many make it 1 for all-MiniLM-L6-v2 on short questions.
 DIRECTIONS = 24
 
 
