@@ -114,6 +114,7 @@ def train(
             max_steps=steps,
             per_device_train_batch_size=32,
             learning_rate=1e-3,
+            temperature=1.0,  # that of the published table
             warmup_steps=min(30, steps // 2),
             lr_scheduler_type="cosine",
             freeze_embeddings=True,

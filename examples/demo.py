@@ -91,6 +91,7 @@ class Demo:
             per_device_train_batch_size=16,
             per_device_eval_batch_size=32,
             learning_rate=1e-3,
+            temperature=1.0,  # that of the published table
             warmup_steps=30,
             lr_scheduler_type="cosine",
             freeze_embeddings=True,
