@@ -37,7 +37,7 @@ bench-decoders: .venv/ready
 	$(ADAPT) --output runs/smollm2-bidirectional --mntp-steps 60 && \
 	$(ADAPT) --output runs/smollm2-causal --attention causal
 	$(BIN)/python benchmarks/decoders.py --data $(DATA)/banking77 --adapters runs/smollm2-bidirectional \
-	  --causal-adapters runs/smollm2-causal
+	  --causal-adapters runs/smollm2-causal --max-senses 20 n/10,100
 
 # Checks that every public name stands in the docs and that their links resolve.
 docs: .venv/ready

@@ -33,15 +33,25 @@ from hf_sense.teacher import Teacher
 MAX_LENGTH = 64
 SAMPLES = 8  # labelled texts of each class in a draw
 OUTSIDE = "senses"  # the student's dictionary lies beside it, in float16, memory-mapped
-# The most that a process holds while it loads a model and reads texts with it, less what it held before.
+# The most that a process holds while it loads a model and reads texts with it, less what it held before. A model of one
+# layer and eight tokens goes first, so that the libraries' own code, which loads on first use, is not counted.
 _PEAK = """
-import json, sys, torch
-from transformers import AutoModel
+import ctypes, gc, json, sys, torch
+from transformers import AutoConfig, AutoModel
 import hf_sense
-from hf_sense.corpus import encode_corpus
 def status(name):  # of this process alone; getrusage would hand on the parent's
     return int(next(line for line in open("/proc/self/status") if line.startswith(name)).split()[1])
-open("/proc/self/clear_refs", "w").write("5")  # importing may have held more for a moment
+config = AutoConfig.from_pretrained(sys.argv[1])
+text = config.get_text_config()
+text.num_hidden_layers, text.vocab_size = 1, 8
+if config.model_type == "sense":
+    config.sense_dictionary, config.num_senses, config.vocab_size = None, 8, 8
+one = torch.ones(1, 2, dtype=torch.int64)
+with torch.no_grad():
+    AutoModel.from_config(config).eval()(input_ids=one, attention_mask=one)
+gc.collect()
+ctypes.CDLL(None).malloc_trim(0)
+open("/proc/self/clear_refs", "w").write("5")
 before = status("VmRSS")
 model = AutoModel.from_pretrained(sys.argv[1]).eval()
 batch = {name: torch.tensor(rows) for name, rows in json.load(open(sys.argv[2])).items()}
@@ -150,6 +160,22 @@ def distilled(bench: Benchmark, teacher: Teacher, whole: SenseModel, options: ar
     return student.eval()
 
 
+def with_student(bench: Benchmark, name: str, teacher: Teacher, whole: SenseModel, options: argparse.Namespace) -> None:
+    """Distils a student, measures it, and sets its memory against the teacher's."""
+    student = distilled(bench, teacher, whole, options)
+    dictionary = student.to_dictionary()
+    name += f": student of {options.layers} layers ({dictionary.num_senses:,} senses)"
+    bench.measure(name, student, teacher)
+    peaks = [peak_memory(model, teacher, bench.texts["test"]) for model in (teacher.model, student)]
+    bench.rows.append({"name": f"{name}: peak MiB, teacher and student with its dictionary", "peaks": peaks})
+    megabytes = dictionary.summary()["megabytes"]
+    print(
+        f"\nPeak memory: teacher {peaks[0]:.0f} MiB, student with its dictionary of {megabytes:.1f} MB {peaks[1]:.0f} MiB, "
+        f"{peaks[1] / peaks[0]:.0%}.\n",
+        flush=True,
+    )
+
+
 def peak_memory(model: Any, teacher: Teacher, texts: list[str]) -> float:
     """MiB by which a process grows when it loads the model and reads 32 texts with it; the median of five."""
     with tempfile.TemporaryDirectory() as folder:
@@ -175,7 +201,10 @@ def main() -> None:
     parser.add_argument("--train-texts", type=int, default=2500, help="labelled texts that draws are made from")
     parser.add_argument("--test-texts", type=int, default=1500)
     parser.add_argument("--unlabelled-texts", type=int, help="train texts for dictionary and student; all if not given")
-    parser.add_argument("--max-senses", default="20", help="of a token: a number, or a rule such as n/10,100")
+    parser.add_argument(
+        "--max-senses", nargs="+", default=["20"],
+        help="of a token: numbers, or rules such as n/10,100; a decoder as it comes is measured with the first alone",
+    )  # fmt: skip
     parser.add_argument("--layers", type=int, default=8, help="of the student")
     parser.add_argument("--steps", type=int, default=300, help="of the student's training; 0 leaves it out")
     parser.add_argument("--seed", type=int, default=0)
@@ -192,24 +221,15 @@ def main() -> None:
     for attention, folder in (("causal", options.causal_adapters), ("bidirectional", options.adapters)):
         if not options.skip_raw:
             raw = load_teacher(base, attention=attention)
-            with_senses(bench, f"{attention}, as it comes", raw, options.max_senses)
+            with_senses(bench, f"{attention}, as it comes", raw, options.max_senses[0])
         if folder is None:
             continue
         adapters = [str(folder / stage) for stage in ("mntp", "simcse") if (folder / stage).is_dir()]
         teacher = load_teacher(base, adapters=adapters, attention=attention)
-        whole = with_senses(bench, f"{attention}, adapted", teacher, options.max_senses)
-        if not options.steps:
-            continue
-        student = distilled(bench, teacher, whole, options)
-        bench.measure(f"{attention}, adapted: student of {options.layers} layers", student, teacher)
-        peaks = [peak_memory(model, teacher, bench.texts["test"]) for model in (teacher.model, student)]
-        bench.rows.append({"name": f"{attention}: peak MiB, teacher and student with its dictionary", "peaks": peaks})
-        megabytes = student.to_dictionary().summary()["megabytes"]
-        print(
-            f"\nPeak memory: teacher {peaks[0]:.0f} MiB, student with its dictionary of {megabytes:.1f} MB {peaks[1]:.0f} MiB, "
-            f"{peaks[1] / peaks[0]:.0%}.\n",
-            flush=True,
-        )
+        for max_senses in options.max_senses:
+            whole = with_senses(bench, f"{attention}, adapted", teacher, max_senses)
+            if options.steps:
+                with_student(bench, f"{attention}, adapted", teacher, whole, options)
     if options.output:
         options.output.write_text(json.dumps(bench.rows, indent=2) + "\n", encoding="utf-8")
 
