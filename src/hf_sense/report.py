@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
+from hf_sense.charts import draw_histogram, figure_class_for_files
 from hf_sense.corpus import EncodedCorpus, Text, encode_corpus
 from hf_sense.dictionary import SenseDictionary, TokenSenses, token_id_of
-from hf_sense.pictures import draw_histogram, draw_token, figure_class_for_files
+from hf_sense.pictures import draw_token
 from hf_sense.storage import write_text
 
 if TYPE_CHECKING:
@@ -230,7 +231,7 @@ def write_report(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
 
-    draw_histogram(figure_class, dictionary, folder / "senses_per_token.png")
+    draw_histogram(figure_class, dictionary.offsets, folder / "senses_per_token.png")
     summary: dict[str, Any] = dict(dictionary.summary())
     if corpus is not None:
         summary["corpus_tokens"] = len(corpus.input_ids)
