@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from huggingface_hub import CommitInfo
 from torch import nn
-from transformers import AutoModel, PretrainedConfig, PreTrainedModel
+from transformers import AutoModel, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import ModelOutput, SequenceClassifierOutput
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
@@ -95,6 +95,18 @@ class SensePreTrainedModel(PreTrainedModel):
         ``commit_description``, ``create_pr``, ``max_shard_size``, ``tokenizer``, ``license``, ``datasets``, ``metrics``.
         """
         return push_model(self, repo_id, **options)
+
+    def save_for_sentence_transformers(
+        self, save_directory: str | os.PathLike[str], tokenizer: PreTrainedTokenizerBase, **options: Any
+    ) -> None:
+        """Saves the model so that ``SentenceTransformer(save_directory)`` gives the vectors of ``config.pooling``.
+
+        See ``hf_sense.sentences.save_for_sentence_transformers`` for the options: ``max_seq_length``, ``prompts``,
+        ``default_prompt_name``, ``include_prompt``, ``normalize``.
+        """
+        from hf_sense.sentences import save_for_sentence_transformers
+
+        save_for_sentence_transformers(self, save_directory, tokenizer, **options)
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
