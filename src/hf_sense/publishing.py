@@ -115,6 +115,7 @@ def push_model(
     max_shard_size: int | str = "50GB",
     tags: Sequence[str] = (),
     tokenizer: PreTrainedTokenizerBase | None = None,
+    sentence_transformers: bool | dict[str, Any] = False,
     license: str | None = None,
     datasets: Sequence[str] = (),
     metrics: dict[str, float] | None = None,
@@ -133,6 +134,8 @@ def push_model(
         max_shard_size: of a weights file.
         tags: for the card, beside its own.
         tokenizer: pushed with it, so that ``pipeline`` finds it; a tokenizer already there stays.
+        sentence_transformers: also push what ``SentenceTransformer(repo_id)`` needs; options of
+            ``save_for_sentence_transformers``, or ``True``. It needs ``tokenizer``.
         license: for the card, such as ``"apache-2.0"``.
         datasets: for the card, ids on the Hub of the texts.
         metrics: for the card, figures by name, fractions of one.
@@ -141,18 +144,24 @@ def push_model(
         What huggingface_hub returns; ``oid`` is the commit.
 
     Raises:
-        ValueError: if ``repo_id`` is no repository's name, or the dictionary is a path on this machine.
+        ValueError: if ``repo_id`` is no repository's name, the dictionary is a path on this machine, or a tokenizer is missing.
         FileNotFoundError: if the repository, or the dictionary's, is not there for this token.
         PermissionError: if the token may not write.
         ConnectionError: if the upload broke; the repository is as it was.
     """
     if not hub.is_repo_id(repo_id):
         raise ValueError(f"repo_id should be 'name' or 'org/name', but is {repo_id!r}.")
+    if sentence_transformers is not False and tokenizer is None:
+        raise ValueError("sentence_transformers needs the tokenizer too: pass tokenizer=.")
     pin_dictionary(model, token)
     config = model.config
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        model.save_pretrained(folder, max_shard_size=max_shard_size)
+        if sentence_transformers is not False and tokenizer is not None:
+            options = {} if sentence_transformers is True else sentence_transformers
+            model.save_for_sentence_transformers(folder, tokenizer, max_shard_size=max_shard_size, **options)
+        else:
+            model.save_pretrained(folder, max_shard_size=max_shard_size)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         picture: str | None = _PICTURE
@@ -171,9 +180,10 @@ def push_model(
         }
         about = Provenance(license=license, datasets=datasets, metrics=metrics)
         teacher = config.dictionary_metadata.get("teacher")
+        tags = [*tags, *(["sentence-transformers"] if sentence_transformers is not False else [])]
         card = model_card(repo_id, auto_class_of(model), teacher, facts, about, picture, tags)
         write_card(folder, card)
-        stale = ["model*.safetensors*"]
+        stale = ["model*.safetensors*", "modules.json", "[0-9]_*/*"]
         if config.dictionary_is_beside:
             stale.append(f"{config.sense_dictionary}/sense_dictionary*")
         return hub.push(

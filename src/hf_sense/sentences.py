@@ -31,14 +31,15 @@ def save_for_sentence_transformers(
     default_prompt_name: str | None = None,
     include_prompt: bool = True,
     normalize: bool = False,
+    max_shard_size: int | str = "50GB",
 ) -> None:
     """Saves a sense model so that ``SentenceTransformer(save_directory)`` gives its vectors. Call it as the model's method.
 
     The modules are Sentence Transformers' own: ``Transformer``, with ``frequency`` pooling ``WordWeights``, and
-    ``Pooling``. ``AutoModel`` loads the folder too.
+    ``Pooling``. Transformers loads the folder as before, a classifier with it.
 
     Args:
-        model: a ``SenseModel``; of one with a classifier, the model inside is saved.
+        model: a sense model; of one with a classifier, the vectors are those of the model inside.
         save_directory: made if it is missing.
         tokenizer: the model's.
         max_seq_length: tokens at which texts are cut; what tokenizer and model take if not given.
@@ -46,6 +47,7 @@ def save_for_sentence_transformers(
         default_prompt_name: used where ``encode`` names none; the teacher's instruction if there is one.
         include_prompt: whether a prompt's tokens count in the text's vector; the teacher's instruction goes by its own rule.
         normalize: scale vectors to norm 1.
+        max_shard_size: of a weights file.
 
     Raises:
         ImportError: without sentence-transformers.
@@ -83,7 +85,7 @@ def save_for_sentence_transformers(
         )
 
     folder = Path(save_directory)
-    inner.save_pretrained(folder)
+    model.save_pretrained(folder, max_shard_size=max_shard_size)
     tokenizer.save_pretrained(folder)
     limit = max_seq_length or _length_limit(model, tokenizer)
     _write_json(folder / "sentence_bert_config.json", {"max_seq_length": limit, "do_lower_case": False})
