@@ -95,7 +95,9 @@ def save_for_sentence_transformers(
         names = tokenizer.convert_ids_to_tokens(list(range(len(weights))))
         # Ids past the tokenizer's have no name, and names must differ.
         vocabulary = [f"<id {number}>" if name is None else name for number, name in enumerate(names)]
-        modules.append(("1_WordWeights", WordWeights(vocabulary, dict(zip(vocabulary, weights)))))
+        # A word that is not listed weighs 1, or what it weighs in lower case.
+        listed_weights = {w: weight for w, weight in zip(vocabulary, weights) if weight != 1.0 or w != w.lower()}
+        modules.append(("1_WordWeights", WordWeights(vocabulary, listed_weights, unknown_word_weight=1.0)))
     pooling = Pooling(config.sense_dim, pooling_mode=_MODES[config.pooling], include_prompt=include_prompt)
     modules.append((f"{len(modules)}_Pooling", pooling))
     if normalize:
