@@ -45,7 +45,8 @@ def make_student(
         copy_head: copy the teacher's pooler and classifier and freeze them (Wang et al. 2025, section 4).
         dictionary_path: leave the senses in the dictionary at this path (or beside the model's folder) instead of among
             the weights; ``dictionary`` should be what it holds.
-        **config_fields: fields of ``SenseConfig``, such as ``pooling``, ``selection`` or ``num_labels``.
+        **config_fields: fields of ``SenseConfig``, such as ``pooling``, ``selection`` or ``num_labels``. With
+            ``sense_dtype="int8"`` the dictionary is made int8; one that is int8 stays so.
 
     Raises:
         ValueError: if tokenizer, width or number of layers do not fit, naming both sides.
@@ -78,6 +79,10 @@ def make_student(
         }
     config_fields = {"metric": dictionary.metric, **inherited, **config_fields}
     config_fields.setdefault("selection_temperature", natural_temperature(dictionary, config_fields["metric"]))
+    if dictionary_path is None:
+        int8 = config_fields.setdefault("sense_dtype", "int8" if dictionary.dtype == torch.int8 else None) == "int8"
+        if int8 != (dictionary.dtype == torch.int8):
+            dictionary = dictionary.to(torch.int8 if int8 else torch.float32)
     student = model_class(
         SenseConfig(
             backbone_config=config,
