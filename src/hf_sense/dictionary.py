@@ -233,17 +233,17 @@ class SenseDictionary:
         They have the table's dtype; int8 ones come as float32, multiplied with their scales.
         """
         stored = self._stored_rows(sense_ids)
-        return stored if self.scales is None else dequantize(stored, self.scales[sense_ids])
+        return stored if self.scales is None else dequantize(stored, self.scales.index_select(0, sense_ids))
 
     def _stored_rows(self, sense_ids: torch.Tensor) -> torch.Tensor:
         if len(self._blocks) == 1:
-            return self._blocks[0][sense_ids]
+            return self._blocks[0].index_select(0, sense_ids)
         ends = torch.tensor([len(block) for block in self._blocks]).cumsum(0)
         owner = torch.searchsorted(ends, sense_ids, right=True)
         result = torch.empty(len(sense_ids), self.dim, dtype=self.dtype)
         for number, block in enumerate(self._blocks):
             mine = (owner == number).nonzero().squeeze(-1)
-            result[mine] = block[sense_ids[mine] - (ends[number] - len(block))]
+            result[mine] = block.index_select(0, sense_ids[mine] - (ends[number] - len(block)))
         return result
 
     def senses_of(self, token: int | str, tokenizer: PreTrainedTokenizerBase | None = None) -> TokenSenses:

@@ -102,9 +102,9 @@ class SenseTable(nn.Module):
         if self.outside is not None:
             rows = self.outside.rows(own.sense_ids.cpu()).to(token_ids.device)
         elif self.scales is not None:
-            rows = dequantize(self.senses[own.sense_ids], self.scales[own.sense_ids])
+            rows = dequantize(*(part.index_select(0, own.sense_ids) for part in (self.senses, self.scales)))
         else:
-            rows = self.senses[own.sense_ids]
+            rows = self.senses.index_select(0, own.sense_ids)
         return RaggedIndex.of(compact, own.starts), rows.float(), own.sense_ids
 
     def replace(
