@@ -143,7 +143,7 @@ def read_dictionary(
     metadata = _read_description(folder)
     num_senses, dim, vocab_size = (metadata[key] for key in ("num_senses", "dim", "vocab_size"))
     files = _tensor_files(folder)
-    sense_dtypes = _FLOAT_DTYPES if metadata["format_version"] == 1 else _SENSE_DTYPES
+    sense_dtypes = _FLOAT_DTYPES if metadata["format_version"] < 2 else _SENSE_DTYPES
     expected = {
         "offsets": ([vocab_size + 1], ("I64",)),
         "counts": ([num_senses], ("I64",)),

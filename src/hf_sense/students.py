@@ -78,11 +78,11 @@ def make_student(
             **{name: getattr(teacher.head_model.config, name) for name in ("id2label", "label2id", "problem_type")},
         }
     config_fields = {"metric": dictionary.metric, **inherited, **config_fields}
-    config_fields.setdefault("selection_temperature", natural_temperature(dictionary, config_fields["metric"]))
     if dictionary_path is None:
         int8 = config_fields.setdefault("sense_dtype", "int8" if dictionary.dtype == torch.int8 else None) == "int8"
         if int8 != (dictionary.dtype == torch.int8):
             dictionary = dictionary.to(torch.int8 if int8 else torch.float32)
+    config_fields.setdefault("selection_temperature", natural_temperature(dictionary, config_fields["metric"]))
     student = model_class(
         SenseConfig(
             backbone_config=config,
