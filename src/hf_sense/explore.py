@@ -7,6 +7,7 @@ shared, counted or fetched from elsewhere.
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -22,7 +23,8 @@ _POLICY = (
 _FONTS = ["system-ui", "-apple-system", "Segoe UI", "sans-serif"]
 _RULES = (
     ".gradio-container{max-width:1400px!important;margin:0 auto!important}footer{display:none!important}"
-    "body,.gradio-container{background:var(--hs-page)!important}"
+    "body,gradio-app,.gradio-container{background:var(--hs-page)!important}"
+    "@media(max-width:560px){.gradio-container main{padding:.75rem .5rem!important}}"
 )
 
 
@@ -117,6 +119,8 @@ def serve(
     from starlette.middleware import Middleware
 
     page = make_page(answers, heading, text)
+    if port is not None:
+        _check_port(host, port)
     _, address, _ = page.launch(
         server_name=host,
         server_port=port,
@@ -131,6 +135,15 @@ def serve(
         head=f"<style>{style('.dark')}{_RULES}</style><script>{script()}</script>",
     )
     return page, address
+
+
+def _check_port(host: str, port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise OSError(f"Port {port} of {host} cannot be used: {error.strerror}. Give another --port.") from None
 
 
 def gradio_module() -> Any:

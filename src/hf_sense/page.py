@@ -30,6 +30,7 @@ DARK = {
     "edges": ("#8ab8f0", "#f0b060", "#86cf86", "#f2919f", "#bfa0f0", "#6fd0d8", "#d8cc5a", "#ea8fd4", "#c4b08e", "#aab6c4"),
 }  # fmt: skip
 _WIDTH, _HEIGHT, _MARGIN = 480, 360, 34
+_BADGE = 21.0  # least distance of two numbers
 _SENSES = 8  # listed in a panel
 _HINT = "Point at a mark, or move to one with Tab and the arrow keys, to read its context."
 
@@ -188,35 +189,41 @@ def plane_html(plane: TokenPlane, name: str, here: Sequence[tuple[str, np.ndarra
     points = [plane.senses, plane.dots, *(place[None] for _, place in here)]
     to_picture = _scale(np.concatenate([part.reshape(-1, 2) for part in points]))
     centres, dots = to_picture(plane.senses), to_picture(plane.dots)
-    numbers = apart(centres, 20.0).clip((12, 12), (_WIDTH - 12, _HEIGHT - 12))
+    places = [to_picture(place)[0] for _, place in here]
+    # Numbers keep away from each other and from the crosses.
+    numbers = apart(np.stack([*centres, *places]), _BADGE)[: len(centres)]
+    numbers = numbers.clip((12, 12), (_WIDTH - 12, _HEIGHT - 12))
     drawn = [
         f'<circle class="hs-dot hs-c{local % 10}" cx="{x:.1f}" cy="{y:.1f}" r="4" '
         f'data-tip="{escape(f"Sense {local + 1}: {text}")}"/>'
         for (x, y), local, text in zip(dots, plane.picked, plane.texts)
     ]
-    most = max(1, *plane.counts)
+    most, marks = max(1, *plane.counts), []
     for local in sorted(range(len(centres)), key=lambda local: -plane.counts[local]):
         (x, y), (at, down) = centres[local], numbers[local]
         near = plane.contexts[local].contexts[:1] if plane.contexts else []
         tip = ". ".join([f"Sense {local + 1}: {_times(plane.counts[local])}", *(f"Nearest: {text}" for text in near)])
-        lead = (
-            f'<line x1="{x:.1f}" y1="{y:.1f}" x2="{at:.1f}" y2="{down:.1f}"/>'
-            if abs(x - at) + abs(y - down) > 4
-            else ""
-        )
+        size = 9 + 5 * (plane.counts[local] / most) ** 0.5
         drawn.append(
+            f'<g class="hs-base hs-c{local % 10}"><circle cx="{x:.1f}" cy="{y:.1f}" r="{size:.1f}"/>'
+            f'<line x1="{x:.1f}" y1="{y:.1f}" x2="{at:.1f}" y2="{down:.1f}"/></g>'
+        )
+        moved = abs(x - at) + abs(y - down) > 4
+        badge = f'<circle cx="{at:.1f}" cy="{down:.1f}" r="{9 if moved else size:.1f}"/>'
+        marks.append(
             f'<g class="hs-mark hs-c{local % 10}" role="img" tabindex="{0 if local == 0 else -1}" '
             f'aria-label="{escape(tip)}" data-tip="{escape(tip)}">'
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{6 + 7 * (plane.counts[local] / most) ** 0.5:.1f}"/>{lead}'
-            f'<circle cx="{at:.1f}" cy="{down:.1f}" r="9"/><text x="{at:.1f}" y="{down:.1f}">{local + 1}</text></g>'
+            f'{badge}<text x="{at:.1f}" y="{down:.1f}">{local + 1}</text></g>'
         )
-    for label, place in here:
-        x, y = to_picture(place[None])[0]
+    drawn += marks
+    boxes = [(x, y, 9.0, 1) for x, y in numbers] + [(x, y, 9.0, 3) for x, y in places]
+    for (label, _), (x, y) in zip(here, places):
         cross = f"M{x - 7:.1f} {y - 7:.1f}l14 14m0 -14l-14 14"
-        anchor, shift = ("end", -11) if x > 0.7 * _WIDTH else ("start", 11)
+        at, down = _label_place(x, y, 4.0 * len(label), boxes)
+        boxes.append((at, down, 4.0 * len(label), 3))
         drawn.append(
             f'<g class="hs-here"><path d="{cross}"/><path d="{cross}"/>'
-            f'<text x="{x + shift:.1f}" y="{y + 4:.1f}" text-anchor="{anchor}">{escape(label)}</text></g>'
+            f'<text x="{at:.1f}" y="{down:.1f}">{escape(label)}</text></g>'
         )
     first, second = plane.variance
     axes = (
@@ -293,6 +300,22 @@ def _sense_item(local: int, facts: str, contexts: dict[int, list[str]], share: f
 
 def _times(count: int) -> str:
     return f"{count:,} occurrence{'' if count == 1 else 's'}"
+
+
+def _label_place(
+    x: float, y: float, half: float, boxes: Sequence[tuple[float, float, float, int]]
+) -> tuple[float, float]:
+    """The middle of a label ``2 * half`` wide near ``(x, y)``, where it covers least of boxes: middle, half width, weight."""
+
+    def cost(place: tuple[float, float]) -> int:
+        at, down = place
+        covered = sum(
+            weight for left, top, width, weight in boxes if abs(at - left) < half + width and abs(down - top) < 16
+        )
+        return covered + 100 * (not (half < at < _WIDTH - half and 10 < down < _HEIGHT - 10))
+
+    sides = [(right, down) for down in (0, -1, 1) for right in (1, -1)] + [(0, -1), (0, 1)]
+    return min(((x + right * (12 + half), y + down * 18) for right, down in sides), key=cost)
 
 
 def _scale(points: np.ndarray) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -175,7 +175,7 @@ def write_report(
         ]
         parts.append(_rows(["", "sense id", "occurrences", "spread"] + (["nearest context"] if near else []), cells))
     figures = [(key.replace("_", " "), _number(value)) for key, value in summary.items()]
-    write_text(folder / "report.html", report_page("Sense dictionary", figures, ambiguous, planes, readers, texts))
+    write_text(folder / "report.html", report_page(_title(dictionary), figures, ambiguous, planes, readers, texts))
     path = folder / "report.md"
     write_text(path, "\n\n".join(parts) + "\n")
     return path
@@ -187,6 +187,11 @@ def most_ambiguous(dictionary: SenseDictionary, number: int) -> list[int]:
     enough = (_OCCURRENCES_A_SENSE * dictionary.offsets.diff()).clamp_min(_AMBIGUOUS_FROM)
     apart = ambiguity(dictionary) * (occurrences >= enough)
     return [int(token) for token in apart.argsort(descending=True, stable=True)[:number] if float(apart[token]) > 0]
+
+
+def _title(dictionary: SenseDictionary) -> str:
+    name = (dictionary.metadata.get("teacher") or {}).get("name")
+    return f"Senses of {PurePath(name).name}" if name else "Sense dictionary"
 
 
 def _reader(teacher: Teacher | Reader, dictionary: SenseDictionary) -> Reader:
