@@ -75,3 +75,11 @@ def test_demo_on_a_folder_of_the_users_own(run):
         assert row in printed
     for name in ("dictionary/sense_dictionary.json", "student/config.json", "report.md", "senses_per_token.png"):
         assert (run.folder / "runs/demo" / name).is_file()
+
+
+def test_round_trip(run):
+    """What comes back from the Hub is not what went there, by one of the ways to load it."""
+    pytest.importorskip("sentence_transformers")
+    printed = run("round_trip.py", "--dataset", run.folder / "data/train.jsonl", "--steps", 3, "--layers", 1)
+    assert printed.count("the same") == 8
+    assert "DIFFERENT" not in printed

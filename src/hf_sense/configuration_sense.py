@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from transformers import AutoConfig, PretrainedConfig
 
 from hf_sense.pooling import check_pooling
 from hf_sense.ragged import check_metric
+from hf_sense.storage import write_text
 
 Selection = Literal["hard", "straight_through", "soft", "none"]
 SELECTIONS: tuple[str, ...] = get_args(Selection)
+
+# With trust_remote_code=True Transformers reads this file out of a model's folder. It hands over the installed package's
+# classes, so that no code travels with a model.
+_STUB_NAME = "modeling_hf_sense"
+_CLASSES = {
+    "AutoConfig": "SenseConfig",
+    "AutoModel": "SenseModel",
+    "AutoModelForSequenceClassification": "SenseModelForSequenceClassification",
+}
+_STUB = f'''"""Loads the classes of the installed package: pip install hf-sense. The model's own code is there, not here."""
+
+from hf_sense import {", ".join(_CLASSES.values())}
+
+__all__ = {list(_CLASSES.values())}
+'''
 
 
 class SenseConfig(PretrainedConfig):
@@ -27,8 +45,9 @@ class SenseConfig(PretrainedConfig):
         selection_temperature: divides the scores in ``"soft"``.
         pooling: how a text's vector is made: see ``hf_sense.pooling.pool``.
         frequency_smoothing: ``a`` in the weight ``a / (a + p(token))`` of ``"frequency"`` pooling.
-        sense_dictionary: where the dictionary lies, if it is not among the model's own weights.
-        sense_dictionary_revision: its revision on the Hub.
+        sense_dictionary: where the dictionary lies, if it is not among the model's own weights: a single name is a folder
+            beside the weights, saved and pushed with them; else a path, or an id on the Hub.
+        sense_dictionary_revision: its revision on the Hub; a commit, once the model has been pushed.
         dictionary_fingerprint: of the dictionary that the model was made with.
         tokenizer_fingerprint: of the tokenizer whose ids the dictionary knows.
         dictionary_metadata: how the dictionary was built.
@@ -96,3 +115,20 @@ class SenseConfig(PretrainedConfig):
         if self.backbone_config is None:
             return self
         return self.backbone_config.get_text_config(*args, **kwargs)
+
+    @property
+    def dictionary_is_beside(self) -> bool:
+        """Whether the dictionary is a folder beside the model's weights."""
+        where = self.sense_dictionary
+        return bool(where) and Path(str(where)).name == where and where not in (".", "..")
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """As every configuration; the file through which ``trust_remote_code=True`` finds the classes is written beside it."""
+        # Loaded through that file from the Hub, the map names the repository that it came from.
+        self.auto_map = {auto: f"{_STUB_NAME}.{name}" for auto, name in _CLASSES.items()}
+        super().save_pretrained(save_directory, *args, **kwargs)
+        write_text(Path(save_directory) / f"{_STUB_NAME}.py", _STUB)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
+        """Does nothing: it would make every later save copy this package's source files into the model's folder."""

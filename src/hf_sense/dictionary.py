@@ -8,14 +8,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from hf_sense import storage
-from hf_sense.model_card import dictionary_card, write_card
+from hf_sense import hub, storage
+from hf_sense.charts import draw_histogram, figure_class_for_files
+from hf_sense.model_card import Provenance, dictionary_card, write_card
 from hf_sense.ragged import (
     NO_SENSE,
     Metric,
@@ -28,10 +30,12 @@ from hf_sense.ragged import (
 )
 
 if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo
     from transformers import PreTrainedTokenizerBase
 
 # Norms of a larger table are computed for the rows a batch touches, so that the others stay on disk.
 _KEEP_NORMS_BYTES = 2**30
+_PICTURE = "senses_per_token.png"
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -90,6 +94,9 @@ class SenseDictionary:
         tokenizer: lets ``senses_of`` take a token as text.
         check_values: look for NaN and infinity; ``None`` does so up to 256 MiB.
 
+    Attributes:
+        hub_source: the repository and commit that it was fetched from or pushed to; ``None`` if neither.
+
     Raises:
         ValueError: if shapes, dtypes, offsets or the metric do not fit together, or a value is not finite.
 
@@ -125,6 +132,7 @@ class SenseDictionary:
         self.tokenizer_fingerprint = tokenizer_fingerprint
         self.metadata = dict(metadata or {})
         self.tokenizer = tokenizer
+        self.hub_source: hub.Source | None = None
         self._checksums: dict[str, str] | None = None
         self._half_norms: torch.Tensor | None = None
         self._check_shapes()
@@ -404,22 +412,98 @@ class SenseDictionary:
         storage.write_dictionary(folder, self._blocks, small, description, max_shard_size)
         write_card(folder, dictionary_card(folder.name, self.metadata, self.summary()))
 
-    @classmethod
-    def from_pretrained(
-        cls, name_or_path: str | os.PathLike[str], *, subfolder: str = "", verify: bool | None = None
-    ) -> SenseDictionary:
-        """Opens a dictionary that ``save_pretrained`` wrote; its senses are memory-mapped.
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        commit_message: str | None = None,
+        create_pr: bool = False,
+        license: str | None = None,
+        datasets: Sequence[str] = (),
+        max_shard_size: int = 5 * 10**9,
+    ) -> CommitInfo:
+        """Pushes the dictionary with its card to the Hub, in one commit: an upload that breaks changes nothing there.
 
         Args:
-            name_or_path: the folder.
+            repo_id: ``"org/name"``, a model repository; made if it is missing.
+            private: whether a repository that is made is private.
+            token: with write access; the one of ``hf auth login`` if not given.
+            revision: branch; made from main if it is missing.
+            commit_message: ``"Upload sense dictionary"`` if not given.
+            create_pr: open a pull request instead.
+            license: for the card, such as ``"apache-2.0"``; the teacher's license and that of the texts bear on it.
+            datasets: for the card, ids on the Hub of the texts.
+            max_shard_size: bytes of senses a file.
+
+        Returns:
+            What huggingface_hub returns; its ``oid`` is the commit, also in ``hub_source``.
+
+        Raises:
+            ValueError: if ``repo_id`` is no repository's name.
+            FileNotFoundError: if the repository is not there and may not be made.
+            PermissionError: if the token may not write.
+            ConnectionError: if the upload broke.
+        """
+        if not hub.is_repo_id(repo_id):
+            raise ValueError(f"repo_id should be 'name' or 'org/name', but is {repo_id!r}.")
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            self.save_pretrained(folder, max_shard_size)
+            picture: str | None = _PICTURE
+            try:
+                draw_histogram(figure_class_for_files(), self.offsets, folder / _PICTURE)
+            except ImportError:
+                picture = None
+            about = Provenance(license=license, datasets=datasets)
+            write_card(folder, dictionary_card(repo_id, self.metadata, self.summary(), about, picture))
+            commit = hub.push(
+                folder, repo_id, what="a sense dictionary", private=private, token=token, revision=revision,
+                commit_message=commit_message, create_pr=create_pr, replaces=["sense_dictionary*"],
+            )  # fmt: skip
+        self.hub_source = hub.Source(repo_id, commit.oid)
+        return commit
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+        subfolder: str = "",
+        verify: bool | None = None,
+    ) -> SenseDictionary:
+        """Opens a dictionary that ``save_pretrained`` wrote or ``push_to_hub`` pushed; its senses are memory-mapped.
+
+        Args:
+            name_or_path: the folder, or an id on the Hub.
+            revision: on the Hub: branch, tag or commit.
+            cache_dir: instead of the Hugging Face cache.
+            token: for private and gated repositories; the one of ``hf auth login`` if not given.
+            local_files_only: do not ask the Hub; ``HF_HUB_OFFLINE=1`` does so for everything.
             subfolder: the folder within it, if any.
             verify: read every sense and compare checksums; ``None`` does so up to 256 MiB.
 
         Raises:
-            FileNotFoundError: if there is no such folder, or a file of it is missing.
+            FileNotFoundError: if there is no such folder or repository, or a file of it is missing.
+            PermissionError: if the repository is gated.
             ValueError: if a file is damaged, hostile, or of a newer format.
         """
-        blocks, small, described = storage.read_dictionary(Path(name_or_path) / subfolder, verify)
+        name, folder, commit = str(name_or_path), Path(name_or_path), None
+        if not folder.exists() and hub.is_repo_id(name):
+            within = f"{subfolder.strip('/')}/" if subfolder else ""
+            # The configuration tells what the repository is, if it is no dictionary.
+            patterns = [f"{within}sense_dictionary*", f"{within}config.json"]
+            folder, commit = hub.fetch(
+                name, patterns, what="a sense dictionary", revision=revision, cache_dir=cache_dir, token=token,
+                local_files_only=local_files_only,
+            )  # fmt: skip
+        blocks, small, described = storage.read_dictionary(folder / subfolder, verify)
         own = ("format_version", "library_version", "dim", "vocab_size", "num_senses", "metric", "sha256")
         dictionary = cls(
             blocks,
@@ -430,6 +514,7 @@ class SenseDictionary:
             check_values=False,  # done, or not asked for
         )
         dictionary._checksums = described["sha256"]
+        dictionary.hub_source = None if commit is None else hub.Source(name, commit)
         return dictionary
 
     def __repr__(self) -> str:

@@ -1,15 +1,34 @@
-"""The README that is saved with a dictionary or a model. It formats what it is given and measures nothing."""
+"""The README that goes with a dictionary or a model. It formats what it is given and measures nothing."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeGuard
 
-from huggingface_hub import ModelCardData
+from huggingface_hub import EvalResult, ModelCardData
 
 from hf_sense.storage import write_text
 
 _MARK = "library_name: hf_sense"
+
+
+class Provenance(NamedTuple):
+    """What a card says beyond what the files hold; all of it may be unknown.
+
+    Attributes:
+        license: its SPDX name, in the manner of the Hub, such as ``"apache-2.0"``.
+        datasets: ids on the Hub of the texts.
+        language: ISO 639 codes.
+        metrics: figures by name, such as ``{"agreement": 0.53}``, fractions of one.
+        measured_on: the texts that gave the metrics.
+    """
+
+    license: str | None = None
+    datasets: Sequence[str] = ()
+    language: Sequence[str] = ()
+    metrics: dict[str, float] | None = None
+    measured_on: str = "held-out texts"
 
 
 def write_card(folder: Path, card: str) -> None:
@@ -20,31 +39,51 @@ def write_card(folder: Path, card: str) -> None:
     write_text(path, card)
 
 
-def dictionary_card(name: str, metadata: dict[str, Any], summary: dict[str, Any]) -> str:
+def dictionary_card(
+    name: str,
+    metadata: dict[str, Any],
+    summary: dict[str, Any],
+    provenance: Provenance = Provenance(),  # noqa: B008 (a tuple)
+    picture: str | None = None,
+) -> str:
     """The card of a sense dictionary.
 
     Args:
         name: the folder's or repository's name, used in the lines that load it.
         metadata: the JSON of the dictionary: teacher, clustering, sampling, corpus.
         summary: numbers from ``SenseDictionary.summary``.
+        provenance: what is known beside these.
+        picture: the file, beside the card, that shows how many senses tokens have.
     """
     loading = f'from hf_sense import SenseDictionary\n\ndictionary = SenseDictionary.from_pretrained("{name}")'
+    corpus = (metadata.get("corpus") or {}).get("name")
+    if not provenance.datasets and _on_the_hub(corpus, namespaced=True):
+        provenance = provenance._replace(datasets=[corpus])
     sections = [
-        _front_matter(metadata.get("teacher"), ["sense-dictionary"]),
+        _front_matter(name, metadata.get("teacher"), ["sense-dictionary"], provenance),
         f"# {name}\n\nA sense dictionary: for each vocabulary token a few vectors, one for each meaning that the teacher "
         "gives it, found by clustering the token's contextual embeddings over a corpus.",
         f"```python\n{loading}\n```",
         _table("Statistics", summary),
+        f"![How many tokens have how many senses]({picture})" if picture else "",
     ]
     sections += [_table(key.capitalize(), metadata.get(key)) for key in ("teacher", "clustering", "sampling", "corpus")]
     sections.append(
         "## Limits\n\nSenses are those of the corpus it was built on: a token that is absent there has none and keeps its "
-        "contextual embedding, and text of another kind is replaced less well."
+        "contextual embedding, and text of another kind is replaced less well. It belongs to its teacher's tokenizer."
     )
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def model_card(name: str, class_name: str, teacher: dict[str, Any] | None, facts: dict[str, Any]) -> str:
+def model_card(
+    name: str,
+    class_name: str,
+    teacher: dict[str, Any] | None,
+    facts: dict[str, Any],
+    provenance: Provenance = Provenance(),  # noqa: B008
+    picture: str | None = None,
+    tags: Sequence[str] = (),
+) -> str:
     """The card of a student.
 
     Args:
@@ -52,27 +91,64 @@ def model_card(name: str, class_name: str, teacher: dict[str, Any] | None, facts
         class_name: the Auto class that loads it.
         teacher: the teacher as the dictionary describes it, if known.
         facts: numbers about the model, one row each.
+        provenance: what is known beside these.
+        picture: the file, beside the card, that shows how many senses tokens have.
+        tags: beside the card's own.
     """
     loading = (
         f"import hf_sense  # registers the model type\nfrom transformers import {class_name}\n\n"
         f'model = {class_name}.from_pretrained("{name}")'
     )
+    tags = [
+        *tags,
+        "sense-distillation",
+        "text-classification" if "Classification" in class_name else "feature-extraction",
+    ]
     sections = [
-        _front_matter(teacher, ["sense-distillation", "feature-extraction"]),
+        _front_matter(name, teacher, tags, provenance),
         f"# {name}\n\nA student distilled to choose, for each token, the sense that its teacher would choose.",
         f"```python\n{loading}\n```",
+        "Where hf_sense is installed but not imported, `trust_remote_code=True` does the same.",
         _table("Model", facts),
+        f"![How many tokens have how many senses]({picture})" if picture else "",
         _table("Teacher", teacher),
+        "## Limits\n\nIt knows the text that it and its dictionary were made from; on text of another kind it is weaker. It "
+        "gives vectors and classes, and generates no text.",
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def _front_matter(teacher: dict[str, Any] | None, tags: list[str]) -> str:
+def _front_matter(name: str, teacher: dict[str, Any] | None, tags: list[str], provenance: Provenance) -> str:
     base = (teacher or {}).get("name")
-    # A path on somebody's disk is no model that a reader can find.
-    base = base if isinstance(base, str) and base.count("/") <= 1 and not base.startswith(("/", ".")) else None
-    data = ModelCardData(library_name="hf_sense", tags=["hf_sense", *tags], base_model=base)
+    results = [
+        EvalResult(
+            task_type="feature-extraction",
+            dataset_type=provenance.datasets[0] if provenance.datasets else "text",
+            dataset_name=provenance.measured_on,
+            metric_type=metric,
+            metric_value=round(float(value), 6),
+        )
+        for metric, value in (provenance.metrics or {}).items()
+    ]
+    data = ModelCardData(
+        library_name="hf_sense",
+        tags=["hf_sense", *tags],
+        base_model=base if _on_the_hub(base) else None,
+        license=provenance.license,
+        language=list(provenance.language) or None,
+        datasets=list(provenance.datasets) or None,
+        metrics=[result.metric_type for result in results] or None,
+        model_name=name if results else None,
+        eval_results=results or None,
+    )
     return f"---\n{data.to_yaml()}\n---"
+
+
+def _on_the_hub(name: Any, namespaced: bool = False) -> TypeGuard[str]:
+    """A path on somebody's disk is nothing that a reader can find."""
+    if not isinstance(name, str) or name.startswith(("/", ".", "~")) or "\\" in name:
+        return False
+    return name.count("/") == 1 if namespaced else name.count("/") <= 1
 
 
 def _table(title: str, rows: dict[str, Any] | None) -> str:

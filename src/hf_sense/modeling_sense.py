@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import CommitInfo
 from torch import nn
-from transformers import AutoModel, PretrainedConfig, PreTrainedModel
+from transformers import AutoModel, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import ModelOutput, SequenceClassifierOutput
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
@@ -24,6 +25,7 @@ from hf_sense.configuration_sense import SenseConfig
 from hf_sense.dictionary import SenseDictionary
 from hf_sense.padding import RightAligned
 from hf_sense.pooling import frequency_weights, pool
+from hf_sense.publishing import HUB_ARGUMENTS, open_dictionary, push_model, save_dictionary_beside
 from hf_sense.sense_table import SenseTable
 
 logger = logging.getLogger(__name__)
@@ -72,19 +74,43 @@ class SensePreTrainedModel(PreTrainedModel):
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if model.config.sense_dictionary:
-            model._open_dictionary(pretrained_model_name_or_path)
+            model.sense_table.outside = open_dictionary(model.config, pretrained_model_name_or_path, kwargs)
         return loaded
 
-    def _open_dictionary(self, model_path: Any) -> None:
-        where = self.config.sense_dictionary
-        beside = Path(str(model_path)) / where
-        dictionary = SenseDictionary.from_pretrained(beside if beside.is_dir() else where)
-        if dictionary.fingerprint != self.config.dictionary_fingerprint:
-            raise ValueError(
-                f"The model was made with the dictionary {self.config.dictionary_fingerprint}, but {where} is "
-                f"{dictionary.fingerprint}. Point config.sense_dictionary to the one it was made with."
-            )
-        self.sense_table.outside = dictionary
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], *args: Any, push_to_hub: bool = False, **kwargs: Any
+    ) -> None:
+        """As every Transformers model; a dictionary beside the weights is saved with them."""
+        hub_arguments = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs} if push_to_hub else {}
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if kwargs.get("is_main_process", True):
+            save_dictionary_beside(self, Path(save_directory))
+        if push_to_hub:
+            self.push_to_hub(hub_arguments.pop("repo_id", Path(save_directory).name), **hub_arguments)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> CommitInfo:
+        """Pushes model, card and, if it lies beside the weights, dictionary in one commit.
+
+        See ``hf_sense.publishing.push_model`` for the options: ``private``, ``token``, ``revision``, ``commit_message``,
+        ``commit_description``, ``create_pr``, ``max_shard_size``, ``tokenizer``, ``license``, ``datasets``, ``metrics``.
+        """
+        return push_model(self, repo_id, **options)
+
+    def save_for_sentence_transformers(
+        self, save_directory: str | os.PathLike[str], tokenizer: PreTrainedTokenizerBase, **options: Any
+    ) -> None:
+        """Saves the model so that ``SentenceTransformer(save_directory)`` gives the vectors of ``config.pooling``.
+
+        See ``hf_sense.sentences.save_for_sentence_transformers`` for the options: ``max_seq_length``, ``prompts``,
+        ``default_prompt_name``, ``include_prompt``, ``normalize``.
+        """
+        from hf_sense.sentences import save_for_sentence_transformers
+
+        save_for_sentence_transformers(self, save_directory, tokenizer, **options)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
+        """Does nothing: it would make every later save copy this package's source files into the model's folder."""
 
     @property
     def sense_table(self) -> SenseTable:

@@ -1,7 +1,4 @@
-"""Pictures of a dictionary: how many senses tokens have, and one token's senses on a plane.
-
-It draws what it is given to files; `hf_sense.report` finds it.
-"""
+"""The picture of one token's senses on a plane. It draws what it is given to files; `hf_sense.report` finds it."""
 
 from __future__ import annotations
 
@@ -15,29 +12,6 @@ from hf_sense.dictionary import SenseDictionary, TokenSenses
 
 _MARK_POINTS = 17  # least distance of two numbers in a picture, in points
 _SNIPPETS = 12  # senses that a picture's margin has room to describe
-
-
-def draw_histogram(figure_class: Any, dictionary: SenseDictionary, path: Path) -> None:
-    """How many tokens have how many senses, as a PNG."""
-    lengths = dictionary.offsets.diff()
-    lengths = lengths[lengths > 0].numpy()
-    figure = figure_class(figsize=(7, 4), dpi=120, layout="constrained")
-    axes = figure.subplots()
-    most = int(lengths.max(initial=1))
-    step = max(1, -(-most // 50))
-    bars, edges = np.histogram(lengths, np.arange(1, most + step + 1, step))
-    axes.bar(edges[:-1] + (step - 1) / 2, bars, width=0.9 * step, color="#4477aa")
-    log = bars.max(initial=0) > 50 * max(1, np.median(bars[bars > 0]) if bars.any() else 1)
-    if log:
-        axes.set_yscale("log")
-    else:
-        axes.yaxis.get_major_locator().set_params(integer=True)
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set_xlabel("senses of a token")
-    axes.set_ylabel("tokens (log scale)" if log else "tokens")
-    axes.set_title(f"{dictionary.num_senses:,} senses of {len(lengths):,} tokens", loc="left")
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path)
 
 
 def draw_token(
@@ -151,19 +125,3 @@ def _shortened(text: str, width: int = 52) -> str:
     begin = min(max(0, (text.find("[") + text.find("]") - width) // 2), len(text) - width)
     cut = text[begin : begin + width]
     return ("…" if begin else "") + cut + ("…" if begin + width < len(text) else "")
-
-
-def figure_class_for_files() -> Any:
-    """Figures that draw to files with Agg, whatever backend the session has chosen."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("The report's pictures need matplotlib: pip install hf-sense[plot]") from error
-
-    def make(**options: Any) -> Figure:
-        figure = Figure(**options)
-        FigureCanvasAgg(figure)
-        return figure
-
-    return make

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from hf_sense.charts import draw_histogram, figure_class_for_files
 from hf_sense.contexts import Occurrences, SenseContexts, contexts_of, nearest_contexts, occurrences_of
 from hf_sense.corpus import EncodedCorpus
 from hf_sense.dictionary import SenseDictionary, token_id_of
-from hf_sense.pictures import draw_histogram, draw_token, figure_class_for_files
+from hf_sense.pictures import draw_token
 from hf_sense.plane import TokenPlane, plane_of
 from hf_sense.reading import Reader
 from hf_sense.report_page import report_page
@@ -140,7 +141,7 @@ def write_report(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
 
-    draw_histogram(figure_class, dictionary, folder / "senses_per_token.png")
+    draw_histogram(figure_class, dictionary.offsets, folder / "senses_per_token.png")
     summary: dict[str, Any] = dict(dictionary.summary())
     if corpus is not None:
         summary["corpus_tokens"] = len(corpus.input_ids)

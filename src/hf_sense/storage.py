@@ -189,7 +189,7 @@ def _read_description(folder: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"There is no folder {str(folder)!r}. Give the folder that save_pretrained wrote.")
     path = folder / JSON_NAME
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} is not a sense dictionary: it has no {JSON_NAME}.")
+        raise FileNotFoundError(f"{folder} is not a sense dictionary: it has no {JSON_NAME}.{_what_it_is(folder)}")
     if path.stat().st_size > _JSON_BYTES:
         raise ValueError(f"{path} is larger than {_JSON_BYTES} bytes; a dictionary's description is a few kilobytes.")
     try:
@@ -214,6 +214,23 @@ def _read_description(folder: Path) -> dict[str, Any]:
     if unknown:
         logger.warning("%s has keys that this version does not know; they are kept: %s.", path, ", ".join(unknown))
     return metadata
+
+
+def _what_it_is(folder: Path) -> str:
+    """A hint, if the folder is a model."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        kind = config.get("model_type")
+    except (OSError, ValueError, RecursionError, AttributeError):
+        return ""
+    if kind != "sense":
+        return f" It is a model of type {kind!r}; build_dictionary builds a dictionary with such a teacher."
+    where = config.get("sense_dictionary")
+    if where:
+        return f" It is a sense model, and its dictionary is {where!r}: open that."
+    return (
+        " It is a sense model that holds its senses among its weights: AutoModel.from_pretrained(...).to_dictionary()."
+    )
 
 
 def _tensor_files(folder: Path) -> list[Path]:

@@ -43,8 +43,9 @@ def make_student(
         num_hidden_layers: keep the teacher's first so many layers; all of them if not given.
         backbone: another, smaller model with the same vocabulary instead; a projection takes it to the teacher's width.
         copy_head: copy the teacher's pooler and classifier and freeze them (Wang et al. 2025, section 4).
-        dictionary_path: leave the senses in the dictionary at this path (or beside the model's folder) instead of among
-            the weights; ``dictionary`` should be what it holds.
+        dictionary_path: leave the senses in a dictionary outside instead of among the weights: a single name, such as
+            ``"senses"``, for a folder that is saved beside the weights; a path; or an id on the Hub. ``dictionary`` should
+            be what it holds.
         **config_fields: fields of ``SenseConfig``, such as ``pooling``, ``selection`` or ``num_labels``.
 
     Raises:
@@ -85,6 +86,7 @@ def make_student(
             num_senses=dictionary.num_senses,
             vocab_size=vocab_size,
             sense_dictionary=dictionary_path,
+            sense_dictionary_revision=_commit_of(dictionary, dictionary_path),
             dictionary_fingerprint=dictionary.fingerprint,
             tokenizer_fingerprint=dictionary.tokenizer_fingerprint or found,
             dictionary_metadata=dictionary.metadata,
@@ -107,6 +109,11 @@ def make_student(
             student.classifier.bias.copy_(0.0 if linear.bias is None else linear.bias)
         student.classifier.requires_grad_(False)
     return student.eval()
+
+
+def _commit_of(dictionary: SenseDictionary, where: str | None) -> str | None:
+    source = dictionary.hub_source
+    return source.commit if source is not None and source.repo_id == where else None
 
 
 def _cut_config(config: PretrainedConfig, num_hidden_layers: int | None) -> PretrainedConfig:

@@ -17,9 +17,11 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from hf_sense.corpus import iterate_texts
 from hf_sense.dictionary import tokenizer_fingerprint
+from hf_sense.hub import explained
 from hf_sense.losses import cosine_loss, hard_sense_loss, soft_sense_loss, squared_error_loss
-from hf_sense.model_card import model_card, write_card
+from hf_sense.model_card import Provenance, model_card, write_card
 from hf_sense.modeling_sense import SensePreTrainedModel
+from hf_sense.publishing import auto_class_of, pin_dictionary
 from hf_sense.ragged import NO_SENSE, best_sense, sense_scores
 from hf_sense.targets import compute_sense_targets
 from hf_sense.teacher import Teacher, load_teacher
@@ -307,7 +309,9 @@ class SenseDistillationTrainer(Trainer):
         return output
 
     def create_model_card(self, model_name: str | None = None, **kwargs: Any) -> None:
-        """Writes the student's card into ``args.output_dir``."""
+        """Writes the student's card into ``args.output_dir``; ``license``, ``language`` and ``dataset`` go into it."""
+        if not self.is_world_process_zero():
+            return
         folder = Path(self.args.output_dir)
         config = self.student.config
         last: dict[str, Any] = next((logs for logs in reversed(self.state.log_history) if "eval_agreement" in logs), {})
@@ -319,11 +323,31 @@ class SenseDistillationTrainer(Trainer):
             "steps": self.state.global_step,
             "agreement": last.get("eval_agreement"),
         }
-        folder.mkdir(parents=True, exist_ok=True)
-        auto = "AutoModel" if self.student.base_model is self.student else "AutoModelForSequenceClassification"
-        write_card(
-            folder, model_card(model_name or folder.name, auto, config.dictionary_metadata.get("teacher"), facts)
+        about = Provenance(
+            license=kwargs.get("license"),
+            datasets=_listed(kwargs.get("dataset")),
+            language=_listed(kwargs.get("language")),
+            metrics={"agreement": last["eval_agreement"]} if last else None,
         )
+        folder.mkdir(parents=True, exist_ok=True)
+        name = self.hub_model_id or model_name or folder.name
+        card = model_card(name, auto_class_of(self.student), config.dictionary_metadata.get("teacher"), facts, about)
+        write_card(folder, card)
+
+    def push_to_hub(self, commit_message: str | None = "End of training", *args: Any, **kwargs: Any) -> Any:
+        """As ``Trainer`` does. The student's dictionary, if it lies outside, should be on the Hub already.
+
+        Raises:
+            ValueError: if the student's dictionary is a path on this machine.
+            FileNotFoundError: if the repository or the dictionary's is not there for this token.
+            PermissionError: if the token may not write.
+        """
+        token = kwargs.get("token") or self.args.hub_token
+        pin_dictionary(self.student, token)
+        with explained(
+            self.args.hub_model_id or Path(self.args.output_dir).name, "a sense model", token=token, writes=True
+        ):
+            return super().push_to_hub(commit_message, *args, **kwargs)
 
 
 def _student_of(model: Any) -> SensePreTrainedModel:
@@ -348,6 +372,10 @@ def _check_vocabulary(
             f"{theirs or 'not given'}, dictionary {dictionary}, student (processing_class) {mine}. Sense ids belong to token "
             "ids, so build the dictionary and the student with this teacher's tokenizer."
         )
+
+
+def _listed(value: str | list[str] | None) -> list[str]:
+    return [value] if isinstance(value, str) else list(value or [])
 
 
 def _tokenized(dataset: Any, teacher: Teacher, text_column: str, max_length: int | None) -> Any:
