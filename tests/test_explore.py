@@ -86,7 +86,7 @@ def address(readers, corpus):
 @pytest.fixture
 def look(browser):
     """Opens an address; at the end nothing may have been asked of another machine, and no script may have failed."""
-    opened, asked, errors = [], [], []
+    opened, asked, errors, forbidden = [], [], [], []
 
     def open_page(address, width=1400, scheme="light", theme=None):
         context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
@@ -94,6 +94,7 @@ def look(browser):
         page.set_default_timeout(15_000)
         opened.append(context)
         page.on("request", lambda request: asked.append(request.url))
+        page.on("requestfailed", lambda request: "csp" in request.failure.lower() and forbidden.append(request.url))
         page.on("websocket", lambda web: asked.append(web.url))
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(address + (f"?__theme={theme}" if theme else ""))
@@ -107,7 +108,9 @@ def look(browser):
     for context in opened:
         context.close()
     assert asked
-    assert [url for url in asked if not re.match(r"http://127\.0\.0\.1:|file://|data:|blob:http://127", url)] == []
+    # A request that the page's policy forbade was never sent; Gradio 6.0 names a script on another machine.
+    here = r"http://127\.0\.0\.1:|file://|data:|blob:http://127"
+    assert [url for url in asked if not re.match(here, url) and url not in forbidden] == []
     assert errors == []
 
 
