@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from hf_sense import SenseDictionary, SenseModel
+from hf_sense import SenseDictionary, SenseModel, build_dictionary, load_teacher
 from hf_sense.answers import Answers
 from hf_sense.contexts import occurrences_of
 from hf_sense.corpus import encode_corpus
@@ -106,6 +106,20 @@ def test_bytes_of_one_character_show_it_once():
     assert [(token.gap, token.text) for token in found.tokens[:3]] == [("", "a"), ("", " "), ("", "😀")]
     assert "".join(token.gap + token.text for token in found.tokens).count("😀") == 1
     assert (found.tokens[-1].gap, found.tokens[-1].text) == ("", "b")
+
+
+def test_a_decoder_reads_as_its_dictionary_was_built(base, texts):
+    """Without its instruction, or open instead of causal, a decoder's tokens would have other senses than in the dictionary."""
+    decoder = load_teacher(str(base), attention="causal", instruction="the bank")
+    senses = build_dictionary(decoder, texts, max_senses=3, disable_tqdm=True)
+    found = Reader.of_teacher(decoder, senses).read("a river")
+    batch = decoder.tokenizer("the bank a river", return_tensors="pt")
+    hidden = decoder.hidden_states(batch["input_ids"], batch["attention_mask"])
+    assert [token.token_id for token in found.tokens] == batch["input_ids"][0].tolist()
+    assert [token.sense_id for token in found.tokens] == senses.lookup(batch["input_ids"], hidden)[0].tolist()
+    opened = load_teacher(str(base), attention="bidirectional", instruction="the bank")
+    with pytest.raises(ValueError, match="causal attention"):
+        Reader.of_teacher(opened, senses)
 
 
 @pytest.mark.parametrize(("text", "number"), [("", 0), ("  \n ", 0), ("\ud800 bank", 3)])

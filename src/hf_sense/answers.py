@@ -15,7 +15,7 @@ from hf_sense.plane import Planes, TokenPlane
 from hf_sense.reading import Reader, Reading
 
 _KEY = re.compile(r"s([01])-(\d{1,9})-(\d{1,9})")
-_KEPT = 32
+_KEPT = 8  # readings of texts, with their hidden states
 SIDES = ("Teacher", "Student")  # titles of two readings side by side
 _CHARACTERS = 20_000  # of a text; a model takes a few thousand tokens at most
 

@@ -24,7 +24,7 @@ _FONTS = ["system-ui", "-apple-system", "Segoe UI", "sans-serif"]
 _RULES = (
     ".gradio-container{max-width:1400px!important;margin:0 auto!important}footer{display:none!important}"
     "body,gradio-app,.gradio-container{background:var(--hs-page)!important}"
-    "@media(max-width:560px){.gradio-container main{padding:.75rem .5rem!important}}"
+    "@media(max-width:560px){.gradio-container .main{padding:.5rem 0!important}}"
 )
 
 
