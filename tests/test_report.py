@@ -7,7 +7,7 @@ import torch
 
 from hf_sense.corpus import encode_corpus
 from hf_sense.dictionary import SenseDictionary
-from hf_sense.pictures import _apart
+from hf_sense.pictures import apart
 from hf_sense.report import ambiguity, coverage, nearest_contexts, occurrences_of, write_report
 
 PNG = b"\x89PNG"
@@ -114,7 +114,7 @@ def test_report_writes_what_it_names(dictionary, teacher, corpus, token, tmp_pat
     assert {"senses_per_token.png", f"token-{token}.png"} <= pictures
     for name in pictures:
         assert (path.parent / name).read_bytes().startswith(PNG)
-    assert sorted(p.name for p in path.parent.iterdir()) == sorted({"report.md", *pictures})
+    assert sorted(p.name for p in path.parent.iterdir()) == sorted({"report.html", "report.md", *pictures})
 
 
 def test_report_without_teacher_or_names(tmp_path):
@@ -160,7 +160,7 @@ def test_report_leaves_matplotlib_alone(dictionary, tmp_path):
 
 def test_numbers_do_not_cover_each_other():
     """Senses that lie on one another in the plane would show one number for two."""
-    places = _apart(np.array([[50.0, 50.0], [50.0, 50.0], [53.0, 50.0], [400.0, 9.0]]), 20.0)
+    places = apart(np.array([[50.0, 50.0], [50.0, 50.0], [53.0, 50.0], [400.0, 9.0]]), 20.0)
     distance = np.linalg.norm(places[:, None] - places, axis=-1) + 100 * np.eye(4)
     assert distance.min() > 19
     np.testing.assert_allclose(places[3], [400, 9], atol=0.01)

@@ -1,4 +1,4 @@
-"""The ``hf-sense`` command: build, convert, distill, adapt, evaluate, inspect.
+"""The ``hf-sense`` command: build, convert, distill, adapt, evaluate; and those of ``hf_sense.cli_look``.
 
 It reads arguments and files and prints; the work is done by the modules that it calls. Those import torch, so they are
 imported inside the commands: ``--help`` does not wait for them.
@@ -10,13 +10,15 @@ import dataclasses
 import json
 import logging
 import sys
-import tempfile
 from collections import Counter
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
+
+from hf_sense import cli_look
+from hf_sense.cli_input import DATA_HELP, check_model, check_output, fail, load, print_table, teacher_of
 
 app = typer.Typer(
     add_completion=False,
@@ -24,9 +26,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Sense dictionaries for Transformers.",
 )
-
-_FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
-_DATA_HELP = "A folder or file (json, jsonl, csv, parquet, txt), or a data set's id on the Hub."
 
 
 class AttentionName(str, Enum):
@@ -111,7 +110,7 @@ def options(
 @app.command()
 def build(
     teacher: Annotated[str, typer.Option(help="The encoder or decoder: a folder or an id on the Hub.")],
-    dataset: Annotated[str, typer.Option(help=_DATA_HELP)],
+    dataset: Annotated[str, typer.Option(help=DATA_HELP)],
     output: Annotated[Path, typer.Option(help="Folder for the dictionary.")],
     text_column: Annotated[
         str, typer.Option(help="Column of the texts; two, with a comma between, for pairs.")
@@ -138,9 +137,9 @@ def build(
     chat: _ChatOption = False,
 ) -> None:
     """Build a sense dictionary from a teacher and a corpus."""
-    _check_output(output)
-    _check_model(teacher)
-    texts, column = _load(dataset, split, text_column)
+    check_output(output)
+    check_model(teacher)
+    texts, column = load(dataset, split, text_column)
     import torch
 
     from hf_sense.builder import build_dictionary
@@ -170,7 +169,7 @@ def build(
     )
     dictionary.save_pretrained(output)
     dictionary.tokenizer.save_pretrained(output)  # type: ignore[union-attr]
-    _print_table(dictionary.summary())
+    print_table(dictionary.summary())
     print(f"Saved in {output}")
 
 
@@ -181,9 +180,9 @@ def convert(
     dtype: Annotated[DtypeName, typer.Option(help="Of its senses.")],
 ) -> None:
     """Store a dictionary's senses in another dtype."""
-    _check_output(output)
+    check_output(output)
     if output.resolve() == folder.resolve():
-        _fail(f"{output} is the dictionary itself, whose senses would be lost. Give another folder.")
+        fail(f"{output} is the dictionary itself, whose senses would be lost. Give another folder.")
     import torch
 
     from hf_sense.dictionary import SenseDictionary
@@ -194,7 +193,7 @@ def convert(
         from transformers import AutoTokenizer
 
         AutoTokenizer.from_pretrained(str(folder)).save_pretrained(output)
-    _print_table(converted.summary())
+    print_table(converted.summary())
     print(f"Saved in {output}")
 
 
@@ -203,7 +202,7 @@ def distill(
     context: typer.Context,
     teacher: Annotated[str, typer.Option(help="The model that the dictionary was built with; it knows the adapters.")],
     dictionary: Annotated[Path, typer.Option(help="Folder of the dictionary.")],
-    dataset: Annotated[str, typer.Option(help=_DATA_HELP)],
+    dataset: Annotated[str, typer.Option(help=DATA_HELP)],
     output: Annotated[Path, typer.Option(help="Folder for the student.")],
     text_column: Annotated[str, typer.Option(help="Column of the texts.")] = "text",
     split: Annotated[str, typer.Option(help="Split of the data set.")] = "train",
@@ -215,12 +214,12 @@ def distill(
 
     Any field of SenseDistillationConfig is an option too, for example --learning-rate 1e-3 --max-steps 900.
     """
-    _check_output(output)
-    _check_model(teacher)
-    data, _ = _load(dataset, split, text_column)
+    check_output(output)
+    check_model(teacher)
+    data, _ = load(dataset, split, text_column)
     labels = [] if label_column is None else _labels(data, label_column, dataset)
     if label_column is not None and len(set(labels)) < 2:
-        _fail(f"A classifier needs two labels or more, but column {label_column!r} has only {labels[0]!r}.")
+        fail(f"A classifier needs two labels or more, but column {label_column!r} has only {labels[0]!r}.")
     from hf_sense import register
     from hf_sense.dictionary import SenseDictionary
     from hf_sense.modeling_sense import SenseModelForSequenceClassification
@@ -230,7 +229,7 @@ def distill(
     fields = _config_fields(context.args, SenseDistillationConfig, "distill")
     args = SenseDistillationConfig(output_dir=str(output), text_column=text_column, **fields)
     senses = SenseDictionary.from_pretrained(dictionary)
-    loaded = _teacher_of(senses, teacher)
+    loaded = teacher_of(senses, teacher)
     student = SenseModelForSequenceClassification.from_teacher(
         loaded, senses, num_hidden_layers=num_hidden_layers, pooling=pooling
     )
@@ -255,7 +254,7 @@ def distill(
 def adapt(
     context: typer.Context,
     base: Annotated[str, typer.Option(help="The decoder: a folder or an id on the Hub.")],
-    dataset: Annotated[str, typer.Option(help=_DATA_HELP)],
+    dataset: Annotated[str, typer.Option(help=DATA_HELP)],
     output: Annotated[Path, typer.Option(help="Folder for the adapters.")],
     text_column: Annotated[
         str, typer.Option(help="Column of the texts; two, with a comma between, for pairs that belong together.")
@@ -270,10 +269,10 @@ def adapt(
     Any field of AdaptationConfig is an option too, for example --mntp-steps 100 --simcse-steps 100.
     """
     if attention is AttentionName.auto:
-        _fail("--attention should be bidirectional or causal.")
-    _check_output(output)
-    _check_model(base)
-    texts, column = _load(dataset, split, text_column)
+        fail("--attention should be bidirectional or causal.")
+    check_output(output)
+    check_model(base)
+    texts, column = load(dataset, split, text_column)
     from hf_sense.adaptation import adapt_decoder
     from hf_sense.adaptation_trainers import AdaptationConfig
 
@@ -299,8 +298,8 @@ def adapt(
 @app.command()
 def evaluate(
     model: Annotated[str, typer.Option(help="The student: a folder or an id on the Hub.")],
-    train: Annotated[str, typer.Option(help=_DATA_HELP)],
-    test: Annotated[str, typer.Option(help=_DATA_HELP)],
+    train: Annotated[str, typer.Option(help=DATA_HELP)],
+    test: Annotated[str, typer.Option(help=DATA_HELP)],
     label_column: Annotated[str, typer.Option(help="Column of the labels.")] = "label",
     text_column: Annotated[str, typer.Option(help="Column of the texts.")] = "text",
     samples_per_label: Annotated[int, typer.Option(help="Labelled texts a class in each draw.")] = 8,
@@ -309,25 +308,25 @@ def evaluate(
     output: Annotated[Path | None, typer.Option(help="Also write the figures to this JSON file.")] = None,
 ) -> None:
     """Classify with a model's text vectors, by the protocol of MTEB and by a probe on all training texts."""
-    _check_model(model)
+    check_model(model)
     if samples_per_label < 1 or draws < 1:
-        _fail(f"--samples-per-label and --draws should be at least 1, but are {samples_per_label} and {draws}.")
+        fail(f"--samples-per-label and --draws should be at least 1, but are {samples_per_label} and {draws}.")
     if output is not None:
-        _check_output(output.absolute().parent)
+        check_output(output.absolute().parent)
     from hf_sense.corpus import iterate_texts
 
     sides = []
     for name, default in ((train, "train"), (test, "test")):
-        data, column = _load(name, default, text_column)
+        data, column = load(name, default, text_column)
         sides.append((list(iterate_texts(data, column)), _labels(data, label_column, name)))
     rarest, number = min(Counter(sides[0][1]).items(), key=lambda pair: pair[1])
     if number < samples_per_label:
-        _fail(
+        fail(
             f"Label {rarest!r} has {number} texts in {train}, and a draw takes {samples_per_label} a label. Give "
             f"--samples-per-label {number}, or leave that label out of both files."
         )
     if unknown := set(sides[1][1]) - set(sides[0][1]):
-        _fail(f"{test} has labels that {train} lacks, such as {min(unknown)!r}.")
+        fail(f"{test} has labels that {train} lacks, such as {min(unknown)!r}.")
     from transformers import AutoModel, AutoTokenizer
 
     from hf_sense import register
@@ -337,7 +336,7 @@ def evaluate(
     register()
     loaded, tokenizer = AutoModel.from_pretrained(model), AutoTokenizer.from_pretrained(model)
     if loaded.config.model_type != "sense":
-        _fail(f"{model} is a {loaded.config.model_type} model, not a sense model; hf-sense distill makes one.")
+        fail(f"{model} is a {loaded.config.model_type} model, not a sense model; hf-sense distill makes one.")
     vectors = [embed(loaded, tokenizer, texts, max_length=max_length) for texts, _ in sides]
     arguments = (vectors[0], sides[0][1], vectors[1], sides[1][1])
     score = few_shot_accuracy(*arguments, samples_per_label=samples_per_label, draws=draws)
@@ -349,115 +348,9 @@ def evaluate(
         "linear_probe_accuracy": linear_probe(*arguments),
         "test_texts": len(sides[1][1]),
     }
-    _print_table(figures)
+    print_table(figures)
     if output is not None:
         write_text(output, json.dumps(figures, indent=2) + "\n")
-
-
-@app.command()
-def inspect(
-    folder: Annotated[Path, typer.Argument(help="Folder of the dictionary.")],
-    token: Annotated[str, typer.Argument(help="A token of the vocabulary, or its id.")],
-    corpus: Annotated[str | None, typer.Option(help="Texts to take contexts from: " + _DATA_HELP)] = None,
-    text_column: Annotated[str, typer.Option(help="Column of the texts.")] = "text",
-    split: Annotated[str, typer.Option(help="Split of the corpus.")] = "train",
-    contexts: Annotated[int, typer.Option(help="Contexts a sense.")] = 3,
-    teacher: Annotated[
-        str | None, typer.Option(help="The teacher, where it is not at the name in the dictionary.")
-    ] = None,
-) -> None:
-    """Show a token's senses: their counts, and the contexts nearest to each."""
-    from hf_sense.dictionary import SenseDictionary, token_id_of
-
-    dictionary = SenseDictionary.from_pretrained(folder)
-    name = teacher or dictionary.metadata.get("teacher", {}).get("name")
-    if contexts < 1:
-        _fail(f"--contexts should be at least 1, but is {contexts}.")
-    from transformers import AutoTokenizer
-
-    beside = (folder / "tokenizer_config.json").is_file()
-    tokenizer = AutoTokenizer.from_pretrained(str(folder) if beside else name)
-    known = tokenizer.get_vocab()
-    token_id = int(token) if token.isdigit() and token not in known else token_id_of(token, tokenizer)
-    senses = dictionary.senses_of(token_id)
-    print(f"{tokenizer.convert_ids_to_tokens(token_id)!r} (id {token_id}): {len(senses.sense_ids)} senses")
-    found: dict[int, list[str]] = {}
-    if corpus is not None and len(senses.sense_ids):
-        texts, _ = _load(corpus, split, text_column)
-        from hf_sense.report import nearest_contexts
-
-        nearest = nearest_contexts(
-            dictionary,
-            token_id,
-            _teacher_of(dictionary, name),
-            list(texts[text_column]),
-            per_sense=contexts,
-            max_length=dictionary.metadata.get("sampling", {}).get("max_length"),
-        )
-        found = {sense.sense_id: sense.contexts for sense in nearest}
-    for sense_id, count, spread in zip(senses.sense_ids, senses.counts.tolist(), senses.spread.tolist()):
-        print(f"  sense {sense_id}: {count} occurrences, spread {spread:.3g}")
-        for context in found.get(sense_id, []):
-            print(f"    {context}")
-
-
-def _teacher_of(dictionary: Any, name: str) -> Any:
-    """The teacher at ``name``, with the attention, adapters and wrappers with which the dictionary was built."""
-    from hf_sense.teacher import load_teacher
-
-    made = dictionary.metadata.get("teacher", {})
-    adapters = [
-        part["name"] if part["revision"] is None else f"{part['name']}@{part['revision']}"
-        for part in made.get("adapters", [])
-    ]
-    from transformers import AutoConfig
-
-    kind = AutoConfig.from_pretrained(name).model_type
-    if made.get("model_type", kind) != kind and not adapters:
-        _fail(
-            f"The dictionary was built with {made.get('name')}, a {made['model_type']} model, and {name} is a {kind} model. Give "
-            "that teacher, or build a dictionary with this one."
-        )
-    if not made.get("attn_implementation"):  # an encoder
-        return load_teacher(name)
-    return load_teacher(
-        name, adapters=adapters, attention=made["attention"], instruction=made["instruction"], chat=made["chat"]
-    )
-
-
-def _load(name: str, split: str, text_column: str) -> tuple[Any, str | list[str]]:
-    """One split of a data set, and the column or columns of its texts, checked."""
-    import datasets
-
-    path = Path(name)
-    files: list[str] = []
-    if path.is_dir():
-        files = sorted(str(file) for file in path.iterdir() if file.suffix in _FORMATS and split in file.stem)
-        files = files or sorted(str(file) for file in path.iterdir() if file.suffix in _FORMATS)
-        if not files:
-            _fail(f"The folder {name} holds no {', '.join(_FORMATS)} file.")
-    elif path.is_file():
-        if path.suffix not in _FORMATS:
-            _fail(f"{name} should end in one of {', '.join(_FORMATS)}.")
-        files = [name]
-    elif path.suffix in _FORMATS or name.count("/") > 1 or name.startswith(("/", ".")):
-        _fail(f"There is no file or folder {name!r}.")
-    if files and not any(Path(file).stat().st_size for file in files):
-        _fail(f"{name} is empty.")
-    try:
-        if files:
-            data = datasets.load_dataset(_FORMATS[Path(files[0]).suffix], data_files={split: files}, split=split)
-        else:
-            data = datasets.load_dataset(name, split=split)
-    except (ValueError, OSError, datasets.exceptions.DatasetGenerationError) as error:
-        cause = error.__cause__ or error
-        _fail(f"{name} could not be read as a data set: {cause}")
-    columns = [part.strip() for part in text_column.split(",")]
-    if missing := [column for column in columns if column not in data.column_names]:
-        _fail(
-            f"{name} has no column {missing[0]!r}; it has {', '.join(data.column_names)}. Name it with --text-column."
-        )
-    return data, columns[0] if len(columns) == 1 else columns
 
 
 def _config_fields(arguments: list[str], config_class: Any, command: str) -> dict[str, Any]:
@@ -468,7 +361,7 @@ def _config_fields(arguments: list[str], config_class: Any, command: str) -> dic
     options = [argument.partition("=")[0] for argument in arguments if argument.startswith("--")]
     for option in options:
         if option[2:].replace("-", "_").removeprefix("no_") not in known and option[2:].replace("-", "_") not in known:
-            _fail(
+            fail(
                 f"There is no option {option}. See hf-sense {command} --help and the fields of {config_class.__name__}."
             )
     parser = HfArgumentParser(config_class)
@@ -478,9 +371,9 @@ def _config_fields(arguments: list[str], config_class: Any, command: str) -> dic
     try:
         values, rest = parser.parse_known_args(arguments)
     except (Exception, SystemExit) as error:
-        _fail(f"An option of {config_class.__name__} could not be read: {error}")
+        fail(f"An option of {config_class.__name__} could not be read: {error}")
     if rest:
-        _fail(f"These arguments were not understood: {' '.join(rest)}.")
+        fail(f"These arguments were not understood: {' '.join(rest)}.")
     names = {option[2:].replace("-", "_") for option in options}
     names |= {name.removeprefix("no_") for name in names if name not in known}
     return {name: getattr(values, name) for name in names if name in known}
@@ -489,19 +382,11 @@ def _config_fields(arguments: list[str], config_class: Any, command: str) -> dic
 def _labels(data: Any, column: str, name: str) -> list[str]:
     """The labels of a column as strings; none may be missing."""
     if column not in data.column_names:
-        _fail(f"{name} has no column {column!r}; it has {', '.join(data.column_names)}. Name it with --label-column.")
+        fail(f"{name} has no column {column!r}; it has {', '.join(data.column_names)}. Name it with --label-column.")
     values = list(data[column])
     if None in values:
-        _fail(
-            f"Row {values.index(None)} of {name} has no label in column {column!r}. Fill it in, or leave the row out."
-        )
+        fail(f"Row {values.index(None)} of {name} has no label in column {column!r}. Fill it in, or leave the row out.")
     return [str(value) for value in values]
-
-
-def _check_model(name: str) -> None:
-    """A path that is not there is no id on the Hub either."""
-    if (name.count("/") > 1 or name.startswith(("/", "."))) and not Path(name).is_dir():
-        _fail(f"There is no folder {name!r}.")
 
 
 def _check_checkpoint(folder: Path, student: Any) -> None:
@@ -514,37 +399,16 @@ def _check_checkpoint(folder: Path, student: Any) -> None:
     layers = [config.get("backbone_config", {}).get("num_hidden_layers") for config in (saved, mine)]
     senses = [config.get("dictionary_fingerprint") for config in (saved, mine)]
     if saved and (layers[0] != layers[1] or senses[0] != senses[1]):
-        _fail(
+        fail(
             f"{folder.parent} holds the checkpoints of another student: {layers[0]} layers and dictionary {senses[0]}; now "
             f"{layers[1]} layers and {senses[1]}. Give another --output, or remove that one."
         )
     if state["global_step"] >= state["max_steps"] and (folder.parent / "config.json").is_file():
-        _fail(
+        fail(
             f"{folder.parent} holds a student whose training ended after {state['global_step']} steps. Give another --output, "
             "or remove that one to train again."
         )
 
 
-def _check_output(output: Path) -> None:
-    """Long work must not end at a folder that cannot be written to."""
-    there = output.absolute()
-    while not there.exists():
-        there = there.parent
-    if not there.is_dir():
-        _fail(f"--output should be a folder, but {there} is a file.")
-    try:
-        with tempfile.TemporaryFile(dir=there):
-            pass
-    except OSError as error:
-        _fail(f"--output {output} cannot be written to: {error.strerror}. Give another folder.")
-
-
-def _print_table(figures: dict[str, Any]) -> None:
-    width = max(map(len, figures))
-    for name, value in figures.items():
-        shown = f"{value:.4g}" if isinstance(value, float) else f"{value:,}"
-        print(f"{name.replace('_', ' '):<{width}}  {shown}")
-
-
-def _fail(message: str) -> NoReturn:
-    raise ValueError(message)
+for _look in (cli_look.inspect, cli_look.report, cli_look.explore):
+    app.command()(_look)

@@ -39,7 +39,7 @@ def draw_token(
     from matplotlib import colormaps
 
     vectors = senses.vectors.float()
-    project, shares = _plane(cloud if len(cloud) > 2 else vectors)
+    project, shares = main_plane(cloud if len(cloud) > 2 else vectors)
     points, dots = project(vectors).numpy(), project(cloud).numpy()
     # The strong shades first: tab20 alternates a strong and a pale one.
     colors = [colormaps["tab20"](number * 2 % 20 + number // 10 % 2) for number in range(len(points))]
@@ -69,7 +69,7 @@ def draw_token(
         margin.text(0.06, height, label, fontsize=8, va="center", transform=margin.transAxes, parse_math=False)
     figure.draw_without_rendering()  # the layout settles the axes, which the numbers' places depend on
     axes.set_autoscale_on(False)
-    places = _apart(axes.transData.transform(points), _MARK_POINTS * figure.dpi / 72)
+    places = apart(axes.transData.transform(points), _MARK_POINTS * figure.dpi / 72)
     moved = np.linalg.norm(places - axes.transData.transform(points), axis=1) > 3
     for local, (place, point) in enumerate(zip(axes.transData.inverted().transform(places), points)):
         badge = _badge(colors[local], inks[local])
@@ -84,7 +84,7 @@ def draw_token(
     figure.savefig(path)
 
 
-def _plane(vectors: torch.Tensor) -> tuple[Any, list[float]]:
+def main_plane(vectors: torch.Tensor) -> tuple[Any, list[float]]:
     """A map ``(n, dim)`` to ``(n, 2)`` on the two main directions of ``vectors``, and the variance each explains."""
     mean = vectors.mean(0)
     _, values, directions = torch.linalg.svd(vectors - mean, full_matrices=False)
@@ -103,7 +103,7 @@ def _badge(color: Any, ink: str) -> dict[str, Any]:
     return {"color": ink, "fontsize": 8, "fontweight": "bold", "ha": "center", "va": "center", "bbox": box}
 
 
-def _apart(places: np.ndarray, least: float) -> np.ndarray:
+def apart(places: np.ndarray, least: float) -> np.ndarray:
     """Moves ``(n, 2)`` places until all are at least ``least`` from each other, or 200 rounds are over."""
     angle = np.arange(len(places)) * 2.4  # parts places that coincide, each its own way
     places = places + 1e-3 * np.stack([np.cos(angle), np.sin(angle)], 1)

@@ -1,62 +1,52 @@
-"""Looks into a sense dictionary: coverage of a corpus, ambiguous tokens, the contexts behind each sense, pictures.
+"""Looks into a sense dictionary: coverage of a corpus, ambiguous tokens, and a report with pictures, as Markdown and HTML.
 
-It judges no model; accuracies are in ``hf_sense.evaluation``.
+It judges no model; accuracies are in ``hf_sense.evaluation``. Contexts of senses are in ``hf_sense.contexts``, and reached
+from here too.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from hf_sense.charts import draw_histogram, figure_class_for_files
-from hf_sense.corpus import EncodedCorpus, Text, encode_corpus
-from hf_sense.dictionary import SenseDictionary, TokenSenses, token_id_of
+from hf_sense.contexts import Occurrences, SenseContexts, contexts_of, nearest_contexts, occurrences_of
+from hf_sense.corpus import EncodedCorpus
+from hf_sense.dictionary import SenseDictionary, token_id_of
 from hf_sense.pictures import draw_token
+from hf_sense.plane import TokenPlane, plane_of
+from hf_sense.reading import Reader
+from hf_sense.report_page import report_page
 from hf_sense.storage import write_text
+from hf_sense.teacher import Teacher
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from hf_sense.teacher import Teacher
+__all__ = [
+    "Occurrences",
+    "SenseContexts",
+    "ambiguity",
+    "coverage",
+    "most_ambiguous",
+    "nearest_contexts",
+    "occurrences_of",
+    "write_report",
+]
 
-_CONTEXT = 6  # tokens on either side
 # Rarer tokens have a sense for nearly every occurrence, and look ambiguous for that alone.
 _AMBIGUOUS_FROM = 20
 _OCCURRENCES_A_SENSE = 5
 _ROWS_AT_ONCE = 2**16
-
-
-class Occurrences(NamedTuple):
-    """Where one token stands in some texts.
-
-    Attributes:
-        vectors: float32 ``(n, dim)``, the teacher's contextual embeddings.
-        contexts: for each, the words around it, the token in brackets.
-    """
-
-    vectors: torch.Tensor
-    contexts: list[str]
-
-
-class SenseContexts(NamedTuple):
-    """A sense and the occurrences nearest to it.
-
-    Attributes:
-        sense_id: its row in the dictionary.
-        occurrences: how many stood behind it when it was built.
-        contexts: nearest first; fewer than asked for, or none, if the texts hold no more.
-        distances: Euclidean, one a context.
-    """
-
-    sense_id: int
-    occurrences: int
-    contexts: list[str]
-    distances: list[float]
+_AMBIGUOUS = (
+    f"Of those with at least {_AMBIGUOUS_FROM} occurrences, and {_OCCURRENCES_A_SENSE} a sense. Apart: the mean squared "
+    "distance of its senses, by their counts, to their common mean: what one vector a token would lose."
+)
 
 
 def coverage(dictionary: SenseDictionary, corpus_ids: torch.Tensor | np.ndarray) -> float:
@@ -103,95 +93,6 @@ def ambiguity(dictionary: SenseDictionary) -> torch.Tensor:
     return result * (dictionary.offsets.diff() > 1)
 
 
-def occurrences_of(
-    teacher: Teacher,
-    texts: EncodedCorpus | Iterable[Text],
-    token: int | str,
-    *,
-    max_texts: int = 500,
-    max_length: int | None = None,
-    batch_size: int = 32,
-) -> Occurrences:
-    """The teacher's contextual embeddings of one token.
-
-    Args:
-        teacher: what ``load_teacher`` returned.
-        texts: texts, or what ``encode_corpus`` made of them, which spares tokenizing them for each token anew.
-        token: an id, or a token as text.
-        max_texts: of the texts that hold the token, run so many, evenly spaced.
-        max_length: tokens at which a text is cut; the teacher's limit if not given.
-        batch_size: texts of like length in a batch.
-
-    Raises:
-        ValueError: if ``token`` is not a token of the vocabulary, or there are no texts.
-    """
-    tokenizer = teacher.tokenizer
-    token_id = token_id_of(token, tokenizer) if isinstance(token, str) else token
-    corpus = _encoded(texts, tokenizer, max_length or teacher.max_length)
-    places = np.flatnonzero(corpus.input_ids == token_id)
-    holders = np.unique(np.searchsorted(corpus.offsets, places, side="right") - 1)
-    if len(holders) > max_texts:
-        holders = holders[np.linspace(0, len(holders) - 1, max_texts).round().astype(np.int64)]
-    vectors, contexts = [torch.empty(0, teacher.dim)], []
-    for rows in corpus.batches(batch_size, holders):
-        batch = corpus.padded(rows, tokenizer.pad_token_id or 0)
-        hidden = teacher.hidden_states(**batch)
-        found = (batch["input_ids"] == token_id) & batch["attention_mask"].bool()
-        vectors.append(hidden[found.to(hidden.device)].float().cpu())
-        for row, position in found.nonzero().tolist():
-            length = int(corpus.lengths[rows[row]])
-            contexts.append(_context(batch["input_ids"][row, :length].tolist(), position, tokenizer))
-    return Occurrences(torch.cat(vectors), contexts)
-
-
-def nearest_contexts(
-    dictionary: SenseDictionary,
-    token: int | str,
-    teacher: Teacher,
-    texts: EncodedCorpus | Iterable[Text],
-    *,
-    per_sense: int = 3,
-    max_texts: int = 500,
-    max_length: int | None = None,
-) -> list[SenseContexts]:
-    """For each sense of a token the occurrences nearest to it, among those that pick it by ``dictionary.metric``.
-
-    Args:
-        dictionary: built with ``teacher``.
-        token: an id, or a token as text.
-        teacher: what ``load_teacher`` returned.
-        texts: texts, or what ``encode_corpus`` made of them.
-        per_sense: contexts a sense; the same words in the same order are listed once.
-        max_texts: as in ``occurrences_of``.
-        max_length: as in ``occurrences_of``.
-
-    Raises:
-        ValueError: if ``token`` is not a token of the vocabulary, or there are no texts.
-    """
-    token_id = token_id_of(token, teacher.tokenizer) if isinstance(token, str) else token
-    senses = dictionary.senses_of(token_id)
-    found = occurrences_of(teacher, texts, token_id, max_texts=max_texts, max_length=max_length)
-    return _nearest(dictionary, token_id, senses, found, per_sense)
-
-
-def _nearest(
-    dictionary: SenseDictionary, token_id: int, senses: TokenSenses, found: Occurrences, per_sense: int
-) -> list[SenseContexts]:
-    picked = dictionary.lookup(torch.full((len(found.vectors),), token_id), found.vectors)
-    result = []
-    for local, sense_id in enumerate(senses.sense_ids):
-        rows = (picked == sense_id).nonzero().squeeze(-1)
-        distance = (found.vectors[rows] - senses.vectors[local].float()).norm(dim=-1)
-        order = distance.argsort(stable=True).tolist()
-        best: dict[str, float] = {}
-        for place in order:
-            best.setdefault(found.contexts[int(rows[place])], float(distance[place]))
-            if len(best) == per_sense:
-                break
-        result.append(SenseContexts(sense_id, int(senses.counts[local]), list(best), list(best.values())))
-    return result
-
-
 def write_report(
     dictionary: SenseDictionary,
     folder: str | os.PathLike[str],
@@ -199,11 +100,13 @@ def write_report(
     tokenizer: PreTrainedTokenizerBase | None = None,
     corpus: EncodedCorpus | None = None,
     tokens: Sequence[int | str] = (),
-    teacher: Teacher | None = None,
+    teacher: Teacher | Reader | None = None,
+    student: Reader | None = None,
+    texts: Sequence[str] = (),
     max_texts: int = 500,
     num_ambiguous: int = 20,
 ) -> Path:
-    """Writes ``report.md`` and its pictures: senses a token, and for chosen tokens their senses in two dimensions.
+    """Writes ``report.md`` with its pictures, and ``report.html``: senses a token, and chosen tokens' senses on planes.
 
     Args:
         dictionary: a sense dictionary.
@@ -211,7 +114,10 @@ def write_report(
         tokenizer: names the tokens; the teacher's or the dictionary's if not given, ids without any.
         corpus: adds how much of it the dictionary covers, and gives the occurrences in the pictures.
         tokens: ids, or tokens as text, to draw: ``token-<id>.png`` each.
-        teacher: draws the occurrences of ``tokens`` in ``corpus``; without it there are only the senses.
+        teacher: draws the occurrences of ``tokens`` in ``corpus``; without it there are only the senses. A sense model's
+            ``Reader`` can stand in its place.
+        student: reads ``texts`` too; where it differs from the teacher is marked.
+        texts: are coloured in ``report.html`` by the senses that the teacher chooses.
         max_texts: texts a drawn token, as in ``occurrences_of``.
         num_ambiguous: rows of the table of the most ambiguous tokens.
 
@@ -220,14 +126,18 @@ def write_report(
 
     Raises:
         ImportError: without matplotlib.
-        ValueError: if a token is not in the vocabulary, or a teacher is given without a corpus.
+        ValueError: if a token is not in the vocabulary, a teacher is given without a corpus, or texts without a teacher.
     """
     figure_class = figure_class_for_files()  # before the long work
-    if teacher is not None and corpus is None:
+    if texts and teacher is None:
+        raise ValueError("Texts are coloured by a teacher's choices: pass teacher.")
+    if teacher is not None and corpus is None and not texts:
         raise ValueError("The teacher needs texts to find occurrences in: pass corpus, which encode_corpus makes.")
     tokenizer = tokenizer or (teacher.tokenizer if teacher is not None else dictionary.tokenizer)
     chosen = {_token_id(token, tokenizer): token for token in tokens}
     senses = {token_id: dictionary.senses_of(token_id) for token_id in chosen}
+    readers = [] if teacher is None or not texts else [_reader(teacher, dictionary), *([student] if student else [])]
+    planes: dict[int, tuple[str, TokenPlane]] = {}
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -238,7 +148,10 @@ def write_report(
         summary["corpus_tokens_with_senses"] = f"{coverage(dictionary, corpus.input_ids):.2%}"
     parts = ["# Sense dictionary", _rows(["", ""], [[key.replace("_", " "), _number(v)] for key, v in summary.items()])]
     parts += ["## Senses a token", "![Histogram of senses a token](senses_per_token.png)"]
-    parts += _ambiguous_part(dictionary, tokenizer, num_ambiguous)
+    ambiguous = _ambiguous_rows(dictionary, tokenizer, num_ambiguous)
+    if ambiguous:
+        marked = [[_code(row[0]), *row[1:]] for row in ambiguous[1:]]
+        parts += ["## Most ambiguous tokens", _AMBIGUOUS, _rows(list(ambiguous[0]), marked)]
     for token_id, own in senses.items():
         parts.append(f"## {_code(_name(token_id, tokenizer))}")
         if not len(own.sense_ids):
@@ -248,12 +161,13 @@ def write_report(
         if teacher is not None and corpus is not None:
             found = occurrences_of(teacher, corpus, token_id, max_texts=max_texts)
         picture = f"token-{token_id}.png"
-        near = _nearest(dictionary, token_id, own, found, 1) if found else None
+        near = contexts_of(dictionary, token_id, own, found, 1) if found else None
         cloud = found.vectors if found is not None else torch.empty(0, dictionary.dim)
         snippets = [sense.contexts[0] if sense.contexts else "" for sense in near or []]
         draw_token(
             figure_class, dictionary, token_id, _name(token_id, tokenizer), own, cloud, snippets, folder / picture
         )
+        planes[token_id] = _name(token_id, tokenizer), plane_of(dictionary, token_id, found)
         parts.append(f"![Senses of token {token_id}]({picture})")
         cells = [
             [str(local + 1), str(own.sense_ids[local]), f"{int(own.counts[local]):,}", f"{own.spread[local]:.3g}"]
@@ -261,49 +175,55 @@ def write_report(
             for local in range(len(own.sense_ids))
         ]
         parts.append(_rows(["", "sense id", "occurrences", "spread"] + (["nearest context"] if near else []), cells))
+    figures = [(key.replace("_", " "), _number(value)) for key, value in summary.items()]
+    write_text(folder / "report.html", report_page(_title(dictionary), figures, ambiguous, planes, readers, texts))
     path = folder / "report.md"
     write_text(path, "\n\n".join(parts) + "\n")
     return path
 
 
-def _ambiguous_part(dictionary: SenseDictionary, tokenizer: PreTrainedTokenizerBase | None, number: int) -> list[str]:
-    running = torch.cat([torch.zeros(1, dtype=torch.int64), dictionary.counts.cumsum(0)])
-    occurrences = running[dictionary.offsets[1:]] - running[dictionary.offsets[:-1]]
+def most_ambiguous(dictionary: SenseDictionary, number: int) -> list[int]:
+    """The ids of the tokens whose senses lie farthest apart by ``ambiguity``, of those that occur often enough to tell."""
+    occurrences = _occurrences(dictionary)
     enough = (_OCCURRENCES_A_SENSE * dictionary.offsets.diff()).clamp_min(_AMBIGUOUS_FROM)
     apart = ambiguity(dictionary) * (occurrences >= enough)
-    order = [int(token) for token in apart.argsort(descending=True, stable=True)[:number] if float(apart[token]) > 0]
+    return [int(token) for token in apart.argsort(descending=True, stable=True)[:number] if float(apart[token]) > 0]
+
+
+def _title(dictionary: SenseDictionary) -> str:
+    name = (dictionary.metadata.get("teacher") or {}).get("name")
+    return f"Senses of {PurePath(name).name}" if name else "Sense dictionary"
+
+
+def _reader(teacher: Teacher | Reader, dictionary: SenseDictionary) -> Reader:
+    return teacher if isinstance(teacher, Reader) else Reader.of_teacher(teacher, dictionary)
+
+
+def _occurrences(dictionary: SenseDictionary) -> torch.Tensor:
+    """How often each token occurred, int64 ``(vocab_size,)``."""
+    running = torch.cat([torch.zeros(1, dtype=torch.int64), dictionary.counts.cumsum(0)])
+    return running[dictionary.offsets[1:]] - running[dictionary.offsets[:-1]]
+
+
+def _ambiguous_rows(
+    dictionary: SenseDictionary, tokenizer: PreTrainedTokenizerBase | None, number: int
+) -> list[tuple[str, ...]]:
+    """A table of the most ambiguous tokens, its header first; empty if there are none."""
+    order = most_ambiguous(dictionary, number)
     if not order:
         return []
-    cells = [
-        [
-            _code(_name(token, tokenizer)),
+    occurrences, apart = _occurrences(dictionary), ambiguity(dictionary)
+    rows = [
+        (
+            _name(token, tokenizer),
             str(token),
             f"{int(occurrences[token]):,}",
             str(int(dictionary.offsets[token + 1] - dictionary.offsets[token])),
             f"{float(apart[token]):.4g}",
-        ]
+        )
         for token in order
     ]
-    return [
-        "## Most ambiguous tokens",
-        f"Of those with at least {_AMBIGUOUS_FROM} occurrences, and {_OCCURRENCES_A_SENSE} a sense. Apart: the mean "
-        "squared distance of its senses, by their counts, to their common mean: what one vector a token would lose.",
-        _rows(["token", "id", "occurrences", "senses", "apart"], cells),
-    ]
-
-
-def _context(ids: list[int], position: int, tokenizer: PreTrainedTokenizerBase) -> str:
-    left = ids[max(0, position - _CONTEXT) : position]
-    right = ids[position + 1 : position + 1 + _CONTEXT]
-    before, after = (tokenizer.decode(part, skip_special_tokens=True) for part in (left, right))
-    text = f"{before} [{tokenizer.decode([ids[position]]).strip()}] {after}"
-    return " ".join(text.split())
-
-
-def _encoded(
-    texts: EncodedCorpus | Iterable[Text], tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> EncodedCorpus:
-    return texts if isinstance(texts, EncodedCorpus) else encode_corpus(texts, tokenizer, max_length)
+    return [("token", "id", "occurrences", "senses", "apart"), *rows]
 
 
 def _token_ranges(offsets: torch.Tensor, rows: int) -> Iterator[tuple[int, int]]:

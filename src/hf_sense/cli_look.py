@@ -1,0 +1,212 @@
+"""The commands that look into a dictionary or a sense model: inspect, report, explore.
+
+They read arguments and print; what is shown is found by ``hf_sense.contexts``, ``hf_sense.report`` and ``hf_sense.explore``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hf_sense.cli_input import DATA_HELP, check_model, check_output, fail, load, teacher_of
+
+_Folder = Annotated[Path, typer.Argument(help="Folder of a dictionary, or of a sense model.")]
+_Corpus = Annotated[str | None, typer.Option(help="Texts to take contexts from: " + DATA_HELP)]
+_Column = Annotated[str, typer.Option(help="Column of the texts.")]
+_Split = Annotated[str, typer.Option(help="Split of the corpus.")]
+_Teacher = Annotated[str | None, typer.Option(help="The teacher, where it is not at the name in the dictionary.")]
+_Student = Annotated[str | None, typer.Option(help="A sense model of the dictionary, to put beside the teacher.")]
+_Most = Annotated[int, typer.Option(help="Take at most so many texts of the corpus.")]
+
+
+def inspect(
+    folder: Annotated[Path, typer.Argument(help="Folder of the dictionary.")],
+    token: Annotated[str, typer.Argument(help="A token of the vocabulary, or its id.")],
+    corpus: _Corpus = None,
+    text_column: _Column = "text",
+    split: _Split = "train",
+    contexts: Annotated[int, typer.Option(help="Contexts a sense.")] = 3,
+    teacher: _Teacher = None,
+) -> None:
+    """Show a token's senses: their counts, and the contexts nearest to each."""
+    from hf_sense.dictionary import SenseDictionary, token_id_of
+
+    dictionary = SenseDictionary.from_pretrained(folder)
+    name = teacher or dictionary.metadata.get("teacher", {}).get("name")
+    if contexts < 1:
+        fail(f"--contexts should be at least 1, but is {contexts}.")
+    from transformers import AutoTokenizer
+
+    beside = (folder / "tokenizer_config.json").is_file()
+    tokenizer = AutoTokenizer.from_pretrained(str(folder) if beside else name)
+    known = tokenizer.get_vocab()
+    token_id = int(token) if token.isdigit() and token not in known else token_id_of(token, tokenizer)
+    senses = dictionary.senses_of(token_id)
+    print(f"{tokenizer.convert_ids_to_tokens(token_id)!r} (id {token_id}): {len(senses.sense_ids)} senses")
+    found: dict[int, list[str]] = {}
+    if corpus is not None and len(senses.sense_ids):
+        texts, _ = load(corpus, split, text_column)
+        from hf_sense.contexts import nearest_contexts
+
+        loaded = teacher_of(dictionary, name)
+        nearest = nearest_contexts(
+            dictionary,
+            token_id,
+            loaded,
+            loaded.form.joined(list(texts[text_column]), loaded.tokenizer),
+            per_sense=contexts,
+            max_length=dictionary.metadata.get("sampling", {}).get("max_length"),
+        )
+        found = {sense.sense_id: sense.contexts for sense in nearest}
+    for sense_id, count, spread in zip(senses.sense_ids, senses.counts.tolist(), senses.spread.tolist()):
+        print(f"  sense {sense_id}: {count} occurrences, spread {spread:.3g}")
+        for context in found.get(sense_id, []):
+            print(f"    {context}")
+
+
+def report(
+    folder: _Folder,
+    output: Annotated[Path, typer.Option(help="Folder for report.md, report.html and pictures.")],
+    corpus: _Corpus = None,
+    text_column: _Column = "text",
+    split: _Split = "train",
+    token: Annotated[
+        list[str] | None, typer.Option(help="A token to draw, or its id; may be given again [the most ambiguous].")
+    ] = None,
+    text: Annotated[
+        list[str] | None, typer.Option(help="A text to colour by its senses; may be given again [of the corpus].")
+    ] = None,
+    teacher: _Teacher = None,
+    student: _Student = None,
+    most_texts: _Most = 20_000,
+) -> None:
+    """Write what a dictionary holds as Markdown, and as one HTML file that needs no server."""
+    check_output(output)
+    readers = _readers(folder, teacher, student) if corpus or text or student else []
+    dictionary, tokenizer = (readers[0].dictionary, readers[0].tokenizer) if readers else _dictionary_of(folder)
+    encoded, samples = _encode(readers[0], corpus, split, text_column, most_texts) if corpus else (None, [])
+    from hf_sense.report import most_ambiguous, write_report
+
+    known = tokenizer.get_vocab()
+    chosen: list[int | str] = [int(one) if one.isdigit() and one not in known else one for one in token or []]
+    path = write_report(
+        dictionary,
+        output,
+        tokenizer=tokenizer,
+        corpus=encoded,
+        tokens=chosen or most_ambiguous(dictionary, 6),
+        teacher=readers[0] if readers else None,
+        student=readers[1] if len(readers) > 1 else None,
+        texts=text or samples[:3],
+        max_texts=200,
+    )
+    print(f"Written: {path} and {path.with_suffix('.html')}")
+
+
+def explore(
+    folder: _Folder,
+    corpus: _Corpus = None,
+    text_column: _Column = "text",
+    split: _Split = "train",
+    text: Annotated[str | None, typer.Option(help="Stands in the text field at first.")] = None,
+    teacher: _Teacher = None,
+    student: _Student = None,
+    most_texts: _Most = 20_000,
+    host: Annotated[str, typer.Option(help="Address to listen at; the default is reached from this machine alone.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int | None, typer.Option(help="Port to listen at [a free one from 7860 on].")] = None,
+) -> None:
+    """Serve a page on this machine: type a text, see each token's sense and what stands behind it."""
+    from hf_sense.explore import SAMPLE, gradio_module, serve
+
+    gradio_module()  # before the long work
+    readers = _readers(folder, teacher, student)
+    encoded, _ = _encode(readers[0], corpus, split, text_column, most_texts) if corpus else (None, [])
+    from hf_sense.answers import Answers
+    from hf_sense.page import heading
+    from hf_sense.plane import Planes
+
+    answers = Answers(readers, Planes(readers[0].dictionary, readers[0], encoded))
+    page, address = serve(answers, heading(readers), text or SAMPLE, host=host, port=port)
+    print(f"The page is at {address} (Ctrl-C stops it)", flush=True)
+    try:
+        page.block_thread()
+    finally:
+        page.close(verbose=False)
+
+
+def _readers(folder: Path, teacher: str | None, student: str | None) -> list[Any]:
+    """What reads: the teacher of a dictionary, or a sense model; two of them where both are asked for."""
+    from hf_sense.reading import Reader
+
+    if _is_sense_model(folder):
+        if student is not None:
+            fail(f"{folder} is a sense model itself: give --teacher to put its teacher beside it, not --student.")
+        own = _student(folder)
+        if teacher is None:
+            return [own]
+        check_model(teacher)
+        return [Reader.of_teacher(teacher_of(own.dictionary, teacher), own.dictionary), own]
+    dictionary, _ = _dictionary_of(folder, named=False)
+    name = teacher or dictionary.metadata.get("teacher", {}).get("name")
+    if not name:
+        fail(f"The dictionary in {folder} does not name its teacher. Give it with --teacher.")
+    check_model(name)
+    if student is not None and not _is_sense_model(Path(student)):
+        fail(f"--student should be the folder of a sense model, but {student} is none; hf-sense distill makes one.")
+    first = Reader.of_teacher(teacher_of(dictionary, name), dictionary)
+    return [first] if student is None else [first, _student(Path(student), dictionary)]
+
+
+def _student(folder: Path, dictionary: Any = None) -> Any:
+    from transformers import AutoModel, AutoTokenizer
+
+    from hf_sense import register
+    from hf_sense.reading import Reader
+
+    register()
+    model = AutoModel.from_pretrained(str(folder))
+    return Reader.of_student(model, AutoTokenizer.from_pretrained(str(folder)), str(folder), dictionary)
+
+
+def _dictionary_of(folder: Path, named: bool = True) -> tuple[Any, Any]:
+    """The dictionary of a folder and, if tokens are to be named, its tokenizer."""
+    if _is_sense_model(folder):
+        own = _student(folder)
+        return own.dictionary, own.tokenizer
+    from transformers import AutoTokenizer
+
+    from hf_sense.dictionary import SenseDictionary
+
+    dictionary = SenseDictionary.from_pretrained(folder)
+    beside = (folder / "tokenizer_config.json").is_file()
+    name = str(folder) if beside else dictionary.metadata.get("teacher", {}).get("name")
+    return dictionary, AutoTokenizer.from_pretrained(name) if named and name else None
+
+
+def _is_sense_model(folder: Path) -> bool:
+    path = folder / "config.json"
+    try:
+        return bool(path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("model_type") == "sense")
+    except ValueError:
+        return False
+
+
+def _encode(reader: Any, corpus: str, split: str, text_column: str, most: int) -> tuple[Any, list[str]]:
+    """The corpus, tokenized as the reader's texts are, and its first texts that are short enough to show."""
+    if most < 1:
+        fail(f"--most-texts should be at least 1, but is {most}.")
+    data, column = load(corpus, split, text_column)
+    from hf_sense.corpus import encode_corpus, iterate_texts
+
+    texts = list(itertools.islice(iterate_texts(data, column), most))
+    limit = reader.dictionary.metadata.get("sampling", {}).get("max_length") or reader.max_length
+    encoded = encode_corpus(
+        reader.form.joined(texts, reader.tokenizer), reader.tokenizer, min(limit, reader.max_length)
+    )
+    return encoded, [text for text in texts if isinstance(text, str) and 20 <= len(text) <= 400]
