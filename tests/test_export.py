@@ -61,7 +61,7 @@ def onnx_runner(path, names):
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    assert [one.name for one in session.get_inputs()] == names
+    assert [(one.name, one.shape) for one in session.get_inputs()] == [(name, ["batch", "sequence"]) for name in names]
     return lambda batch: map(torch.from_numpy, session.run(None, {name: batch[name].numpy() for name in names}))
 
 

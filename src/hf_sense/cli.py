@@ -1,4 +1,4 @@
-"""The ``hf-sense`` command: build, distill, adapt, evaluate, inspect.
+"""The ``hf-sense`` command: build, distill, adapt, evaluate, inspect, export.
 
 It reads arguments and files and prints; the work is done by the modules that it calls. Those import torch, so they are
 imported inside the commands: ``--help`` does not wait for them.
@@ -161,10 +161,13 @@ def build(
         work_dir=work_dir or output.with_name(output.name + ".work"),
         corpus_name=dataset,
     )
-    dictionary.save_pretrained(output)
-    dictionary.tokenizer.save_pretrained(output)  # type: ignore[union-attr]
-    _print_table(dictionary.summary())
-    print(f"Saved in {output}")
+    from hf_sense.ranks import processes
+
+    if processes().is_main_process:  # each rank holds the same dictionary
+        dictionary.save_pretrained(output)
+        dictionary.tokenizer.save_pretrained(output)  # type: ignore[union-attr]
+        _print_table(dictionary.summary())
+        print(f"Saved in {output}")
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -217,7 +220,8 @@ def distill(
         fit_linear_head(student, loaded.tokenizer, data[text_column], labels, max_length=args.max_length)
     trainer.save_model(str(output))
     trainer.create_model_card()
-    print(f"Saved in {output}")
+    if trainer.is_world_process_zero():
+        print(f"Saved in {output}")
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -368,6 +372,24 @@ def inspect(
         print(f"  sense {sense_id}: {count} occurrences, spread {spread:.3g}")
         for context in found.get(sense_id, []):
             print(f"    {context}")
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="The student: a folder or an id on the Hub.")],
+    output: Annotated[Path, typer.Argument(help="The file, such as model.onnx.")],
+    max_length: Annotated[int | None, typer.Option(help="Most tokens a text will have.")] = None,
+) -> None:
+    """Write a student as an ONNX file, for any batch and length; with its classifier, if it was saved with one."""
+    _check_model(model)
+    _check_output(output.absolute().parent)
+    from hf_sense.export import export_onnx
+    from hf_sense.modeling_sense import SenseModel, SenseModelForSequenceClassification, SensePreTrainedModel
+
+    config = SensePreTrainedModel.config_class.from_pretrained(model)
+    classifies = "SenseModelForSequenceClassification" in (config.architectures or [])
+    kind = SenseModelForSequenceClassification if classifies else SenseModel
+    print(f"Saved in {export_onnx(kind.from_pretrained(model), output, max_length=max_length)}")
 
 
 def _teacher_of(dictionary: Any, name: str) -> Any:

@@ -14,7 +14,6 @@ import inspect
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -215,7 +214,7 @@ def export_program(model: SensePreTrainedModel, max_length: int | None = None) -
     try:
         with torch.no_grad():
             return torch.export.export(
-                exportable, (), kwargs=example, dynamic_shapes={name: axes for name in example}, strict=False
+                exportable, (), kwargs=example, dynamic_shapes=dict.fromkeys(example, axes), strict=False
             )
     finally:
         model.train(training)
@@ -267,6 +266,8 @@ def export_onnx(
         dynamo=True,
         verbose=False,
     )
+    batch, sequence = program.model.graph.inputs[0].shape
+    program.rename_axes({batch: "batch", sequence: "sequence"})
     path.parent.mkdir(parents=True, exist_ok=True)
     weights = [*exportable.parameters(), *exportable.buffers()]
     if sum(tensor.numel() * tensor.element_size() for tensor in weights) <= _INLINE_BYTES:

@@ -21,6 +21,7 @@ from hf_sense.losses import cosine_loss, hard_sense_loss, soft_sense_loss, squar
 from hf_sense.model_card import model_card, write_card
 from hf_sense.modeling_sense import SensePreTrainedModel
 from hf_sense.ragged import NO_SENSE, best_sense, sense_scores
+from hf_sense.ranks import on_cpu
 from hf_sense.targets import compute_sense_targets
 from hf_sense.teacher import Teacher, load_teacher
 from hf_sense.temperature import natural_temperature
@@ -68,6 +69,7 @@ class SenseDistillationConfig(TrainingArguments):
     target_cache_dir: str | None = field(default=None, metadata={"help": "Where computed targets are kept."})
 
     def __post_init__(self) -> None:
+        self.use_cpu = self.use_cpu or on_cpu()  # without it, processes on the CPU do not know of each other
         super().__post_init__()
         weights = {name: getattr(self, name) for name in ("sense_weight", "soft_weight", "mse_weight", "cosine_weight")}
         if min(weights.values()) < 0 or not any(weights.values()):
@@ -307,7 +309,9 @@ class SenseDistillationTrainer(Trainer):
         return output
 
     def create_model_card(self, model_name: str | None = None, **kwargs: Any) -> None:
-        """Writes the student's card into ``args.output_dir``."""
+        """Writes the student's card into ``args.output_dir``, from the first process alone."""
+        if not self.is_world_process_zero():
+            return
         folder = Path(self.args.output_dir)
         config = self.student.config
         last: dict[str, Any] = next((logs for logs in reversed(self.state.log_history) if "eval_agreement" in logs), {})
