@@ -35,7 +35,12 @@ def launch(folder, arguments):
     command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HOME": str(folder / "hf")}
     done = subprocess.run(
-        [*command, "-m", "hf_sense", *arguments], env=environment, capture_output=True, text=True, timeout=300, check=False
+        [*command, "-m", "hf_sense", *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
@@ -50,9 +55,28 @@ def test_two_processes_build_and_distil_what_one_does(folder, monkeypatch, capsy
         return [*given, "--max-senses", "4", "--batch-size", "4"]
 
     def distill(name, batch_size):
-        given = ["distill", "--teacher", "teacher", "--dictionary", str(folder / "one" / "senses"), "--dataset", "train.jsonl"]
+        given = [
+            "distill",
+            "--teacher",
+            "teacher",
+            "--dictionary",
+            str(folder / "one" / "senses"),
+            "--dataset",
+            "train.jsonl",
+        ]
         given += ["--output", str(folder / name / "student"), "--num-hidden-layers", "1", "--label-column", "label"]
-        given += ["--max-steps", "3", "--save-steps", "3", "--logging-steps", "1", "--learning-rate", "1e-2", "--optim", "sgd"]
+        given += [
+            "--max-steps",
+            "3",
+            "--save-steps",
+            "3",
+            "--logging-steps",
+            "1",
+            "--learning-rate",
+            "1e-2",
+            "--optim",
+            "sgd",
+        ]
         given += ["--target-cache-dir", str(folder / name / "targets"), "--report-to", "none"]
         return [*given, "--per-device-train-batch-size", str(batch_size)]
 

@@ -17,6 +17,7 @@ from hf_sense import (
     build_dictionary,
     load_teacher,
 )
+from hf_sense.cli import main
 from hf_sense.export import ExportableModel, PaddedSenses, export_onnx, export_program
 from hf_sense.padding import RightAligned
 
@@ -67,7 +68,8 @@ def onnx_runner(path, names):
 
 @pytest.mark.parametrize("metric", ["l2", "dot", "cosine"])
 @pytest.mark.parametrize("selection", ["hard", "soft"])
-def test_padded_choice_equals_the_ragged_one(selection, metric):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_padded_choice_equals_the_ragged_one(selection, metric, dtype):
     """The exported graph picks among other senses than the model, at a token with many, one or none."""
     torch.manual_seed(0)
     lengths = torch.tensor([3, 0, 1, 17, 0, 8, 9, 0])
@@ -79,8 +81,8 @@ def test_padded_choice_equals_the_ragged_one(selection, metric):
             config, num_senses=len(dictionary.senses), metric=metric, selection=selection, selection_temperature=2.0
         )
     )
-    model.table.fill(dictionary, torch.float32, outside=False)
-    ids, hidden = torch.randint(0, 8, (5, 11)), torch.randn(5, 11, 6)
+    model.table.fill(dictionary, dtype, outside=False)
+    ids, hidden = torch.randint(0, 8, (5, 11)), torch.randn(5, 11, 6, dtype=dtype)
     mask = (torch.arange(11) < torch.tensor([11, 4, 1, 8, 0])[:, None]).long()
     states, sense_ids, _ = model.table.replace(hidden, ids, mask, model.config, output_senses=True)
     found, found_ids = PaddedSenses(model.table)(hidden, ids, mask, selection, 2.0)
@@ -98,7 +100,7 @@ def test_padding_always_moved_is_padding_moved_where_it_must_be():
         assert torch.equal(always.restore(always.move(ids)), ids)
 
 
-@pytest.mark.parametrize("selection", ["hard", "straight_through", "soft", "none"])
+@pytest.mark.parametrize("selection", ["straight_through", "soft", "none"])
 def test_a_program_of_torch_export_takes_any_shape(teacher, dictionary, texts, tmp_path, selection):
     """A graph holds for the shapes that it was traced with alone, or its file does not come back."""
     model = SenseModel.from_teacher(teacher, dictionary, num_hidden_layers=1, selection=selection, pooling="frequency")
@@ -114,7 +116,6 @@ def test_a_program_of_torch_export_takes_any_shape(teacher, dictionary, texts, t
 @pytest.mark.parametrize(
     ("kind", "selection", "pooling", "metric"),
     [
-        (SenseModelForSequenceClassification, "hard", "mean", "l2"),
         (SenseModelForSequenceClassification, "soft", "frequency", "cosine"),
         (SenseModel, "hard", "frequency", "dot"),
         (SenseModel, "none", "mean", "l2"),
@@ -128,6 +129,20 @@ def test_onnx_file_answers_as_the_model_does(teacher, dictionary, texts, tmp_pat
     path = export_onnx(model, tmp_path / "new" / "model.onnx")
     assert [file.name for file in path.parent.iterdir()] == ["model.onnx"]
     check(onnx_runner(path, ["input_ids", "attention_mask", "token_type_ids"]), model, teacher.tokenizer, texts)
+
+
+def test_the_command_exports_a_saved_student(teacher, dictionary, texts, tmp_path, capsys):
+    """The command writes the model without its classifier, or in the dtype in which it was saved."""
+    model = SenseModelForSequenceClassification.from_teacher(teacher, dictionary, num_hidden_layers=1, num_labels=3)
+    model.to(torch.bfloat16).save_pretrained(tmp_path / "student")
+    loaded = SenseModelForSequenceClassification.from_pretrained(tmp_path / "student", dtype=torch.float32)
+    assert main(["export", str(tmp_path / "student"), str(tmp_path / "model.onnx"), "--max-length", "32"]) == 0
+    names = ["input_ids", "attention_mask", "token_type_ids"]
+    check(onnx_runner(tmp_path / "model.onnx", names), loaded, teacher.tokenizer, texts)
+    teacher.model.save_pretrained(tmp_path / "teacher")
+    capsys.readouterr()
+    assert main(["export", str(tmp_path / "teacher"), str(tmp_path / "no.onnx")]) == 2
+    assert "is a bert model, not a sense model" in capsys.readouterr().err
 
 
 def test_onnx_file_of_a_decoder(base, decoder_tokenizer, texts, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -191,6 +193,21 @@ def test_trainer_moves_what_the_selection_lets_it(student, teacher, texts, tmp_p
     assert loaded.config.selection == selection
     batch = teacher.tokenizer(texts[:4], padding=True, return_tensors="pt")
     assert torch.equal(loaded.eval()(**batch).logits, model.eval()(**batch).logits)
+
+
+def test_snippets_of_the_docs_run(student, tmp_path, monkeypatch):
+    """Somebody copies a snippet from docs/neighbours.md and it fails."""
+    page = (Path(__file__).parent.parent / "docs" / "neighbours.md").read_text(encoding="utf-8")
+    snippets = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert len(snippets) == 4
+    shutil.copytree(student, tmp_path / "student")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for snippet in snippets:
+        exec(compile(snippet, "docs/neighbours.md", "exec"), names)
+    assert names["states"].shape[-1] == names["model"].config.sense_dim
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").stat().st_size < 20_000
+    assert names["logits"].shape == (1, 2)
 
 
 @pytest.mark.real

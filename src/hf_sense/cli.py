@@ -383,13 +383,20 @@ def export(
     """Write a student as an ONNX file, for any batch and length; with its classifier, if it was saved with one."""
     _check_model(model)
     _check_output(output.absolute().parent)
-    from hf_sense.export import export_onnx
-    from hf_sense.modeling_sense import SenseModel, SenseModelForSequenceClassification, SensePreTrainedModel
+    import torch
+    from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
-    config = SensePreTrainedModel.config_class.from_pretrained(model)
+    from hf_sense import register
+    from hf_sense.export import export_onnx
+
+    register()
+    config = AutoConfig.from_pretrained(model)
+    if config.model_type != "sense":
+        _fail(f"{model} is a {config.model_type} model, not a sense model; hf-sense distill makes one.")
     classifies = "SenseModelForSequenceClassification" in (config.architectures or [])
-    kind = SenseModelForSequenceClassification if classifies else SenseModel
-    print(f"Saved in {export_onnx(kind.from_pretrained(model), output, max_length=max_length)}")
+    kind = AutoModelForSequenceClassification if classifies else AutoModel
+    export_onnx(kind.from_pretrained(model, dtype=torch.float32), output, max_length=max_length)
+    print(f"Saved in {output}")
 
 
 def _teacher_of(dictionary: Any, name: str) -> Any:

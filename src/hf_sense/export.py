@@ -21,7 +21,7 @@ from torch import nn
 from hf_sense.modeling_sense import SenseModelForSequenceClassification, SensePreTrainedModel
 from hf_sense.padding import RightAligned
 from hf_sense.pooling import frequency_weights, pool
-from hf_sense.ragged import NO_SENSE
+from hf_sense.ragged import NO_SENSE, half_squared_norms
 from hf_sense.sense_table import SenseTable
 from hf_sense.storage import write_atomically
 
@@ -44,6 +44,7 @@ class PaddedSenses(nn.Module):
         self.metric = table.metric
         self.register_buffer("senses", _all_senses(table))
         self.register_buffer("offsets", table.offsets.detach())
+        self.register_buffer("half_norms", half_squared_norms(self.senses))
         lengths = self.offsets[1:] - self.offsets[:-1]
         self.max_senses = int(lengths.max()) if len(lengths) else 0
 
@@ -59,8 +60,9 @@ class PaddedSenses(nn.Module):
             input_ids: int64 ``(batch, sequence)``.
 
         Returns:
-            ``(batch, sequence, max_senses)``, the lowest number of the dtype where the token has no such sense.
+            float32 ``(batch, sequence, max_senses)``, the lowest number there is where the token has no such sense.
         """
+        hidden = hidden.float()
         if self.metric == "cosine":
             hidden = nn.functional.normalize(hidden, dim=-1, eps=1e-12)
         first = self.offsets[input_ids].unsqueeze(-1)
@@ -68,12 +70,10 @@ class PaddedSenses(nn.Module):
         parts = []
         for begin in range(0, self.max_senses, _SENSES_AT_ONCE):
             columns = torch.arange(begin, min(begin + _SENSES_AT_ONCE, self.max_senses), device=hidden.device)
-            senses = self.rows(first + columns)
-            part = (senses @ hidden.unsqueeze(-1)).squeeze(-1)
-            if self.metric == "l2":
-                part = part - senses.square().sum(-1) / 2
-            elif self.metric == "cosine":
-                part = part / senses.square().sum(-1).clamp_min(1e-24).sqrt()
+            part = (self.rows(first + columns).float() @ hidden.unsqueeze(-1)).squeeze(-1)
+            if self.metric != "dot":
+                halves = self.half_norms[(first + columns).clamp(max=len(self.senses) - 1)]
+                part = part - halves if self.metric == "l2" else part / (2 * halves).clamp_min(1e-24).sqrt()
             # Not minus infinity: a soft maximum over nothing would be NaN.
             parts.append(part.masked_fill(columns >= lengths, torch.finfo(part.dtype).min))
         return torch.cat(parts, -1)
@@ -106,11 +106,11 @@ class PaddedSenses(nn.Module):
         best = first + scores.argmax(-1)
         if selection == "soft":
             weights = (scores / temperature).softmax(-1)
-            chosen = torch.zeros_like(contextual)
+            chosen = torch.zeros_like(contextual, dtype=torch.float32)
             for begin in range(0, self.max_senses, _SENSES_AT_ONCE):
                 part = weights[..., begin : begin + _SENSES_AT_ONCE]
                 columns = torch.arange(begin, begin + part.shape[-1], device=first.device)
-                chosen = chosen + (part.unsqueeze(-2) @ self.rows(first.unsqueeze(-1) + columns)).squeeze(-2)
+                chosen = chosen + (part.unsqueeze(-2) @ self.rows(first.unsqueeze(-1) + columns).float()).squeeze(-2)
         else:
             chosen = self.rows(best)
         replaced = torch.where(has.unsqueeze(-1), chosen.to(contextual.dtype), contextual)
