@@ -169,9 +169,9 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=2000, help="labelled texts to fine-tune on")
     parser.add_argument("--epochs", type=float, default=2.0, help="times that they are read")
     parser.add_argument("--steps", type=int, default=300, help="steps of 32 texts of the distillation before")
-    parser.add_argument("--seeds", type=int, default=1, help="runs of each selection")
+    parser.add_argument("--seeds", type=int, default=2, help="runs of each selection")
     parser.add_argument(
-        "--learning-rates", type=float, nargs="+", default=[1e-4, 5e-4], help="the held-out texts choose"
+        "--learning-rates", type=float, nargs="+", default=[5e-4, 1e-3], help="the held-out texts choose"
     )
     parser.add_argument("--output", type=Path, help="write the scores to this JSON file")
     options = parser.parse_args()

@@ -77,7 +77,8 @@ class AdaptationConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         # Without it bf16 is refused on the CPU, and processes there do not know of each other.
-        self.use_cpu = self.use_cpu or on_cpu()
+        if on_cpu():
+            self.use_cpu = True
         super().__post_init__()
         check_pooling(self.pooling)
         ranges = {

@@ -69,7 +69,8 @@ class SenseDistillationConfig(TrainingArguments):
     target_cache_dir: str | None = field(default=None, metadata={"help": "Where computed targets are kept."})
 
     def __post_init__(self) -> None:
-        self.use_cpu = self.use_cpu or on_cpu()  # without it, processes on the CPU do not know of each other
+        if on_cpu():
+            self.use_cpu = True  # without it, processes on the CPU do not know of each other
         super().__post_init__()
         weights = {name: getattr(self, name) for name in ("sense_weight", "soft_weight", "mse_weight", "cosine_weight")}
         if min(weights.values()) < 0 or not any(weights.values()):
