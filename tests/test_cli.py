@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -171,3 +173,37 @@ def test_help_does_not_wait_for_torch():
     done = subprocess.run([sys.executable, "-m", "hf_sense", "--help"], check=True, capture_output=True, text=True)
     assert "distill" in done.stdout
     print(f"{time.perf_counter() - begin:.2f} s")
+
+
+def test_push_takes_what_the_folder_holds(dictionary, teacher, tmp_path):
+    """The command pushes a dictionary as a model, or a student without its tokenizer or its classifier."""
+    sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+    from loopback_hub import LoopbackHub
+
+    from hf_sense import SenseDictionary, SenseModelForSequenceClassification
+
+    (tmp_path / "senses").symlink_to(dictionary)
+    student = SenseModelForSequenceClassification.from_teacher(
+        teacher, SenseDictionary.from_pretrained(dictionary), num_hidden_layers=1
+    )
+    student.save_pretrained(tmp_path / "student")
+    teacher.tokenizer.save_pretrained(tmp_path / "student")
+    with LoopbackHub() as server:
+        environment = {**os.environ, **server.environment(tmp_path / "home")}
+
+        def push(folder, repo):
+            command = [sys.executable, "-m", "hf_sense", "push", str(tmp_path / folder), repo, "--license", "mit"]
+            return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+
+        done = push("senses", "org/senses")
+        assert done.returncode == 0, done.stderr
+        assert "Pushed to http" in done.stdout
+        assert "sense_dictionary.safetensors" in server.files("org/senses")
+        assert push("student", "org/student").returncode == 0
+        files = server.files("org/student")
+        assert {"model.safetensors", "tokenizer.json", "modeling_hf_sense.py"} <= set(files)
+        assert b"license: mit" in files["README.md"]
+        assert b"AutoModelForSequenceClassification" in files["README.md"]
+        refused = push("nowhere", "org/none")
+        assert refused.returncode == 2
+        assert "There is no folder" in refused.stderr

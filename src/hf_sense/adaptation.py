@@ -20,7 +20,6 @@ from typing import Any, Literal, cast
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -42,6 +41,7 @@ from hf_sense.adaptation_trainers import (
 )
 from hf_sense.corpus import encode_corpus, iterate_texts
 from hf_sense.decoders import blind_cases, is_decoder, open_attention
+from hf_sense.ranks import processes
 from hf_sense.storage import write_text
 
 logger = logging.getLogger(__name__)
@@ -169,7 +169,7 @@ class _Run:
                 "pairs": self.texts.pairs,
                 "sha256": self.texts.corpus.sha256,
             },
-            "settings": settings | {"processes": PartialState().num_processes},
+            "settings": settings | {"processes": processes().num_processes},
         }
         return json.loads(json.dumps(description, default=str))
 
@@ -194,10 +194,10 @@ class _Run:
                 )
         elif self.folder.is_dir() and any(self.folder.iterdir()):
             raise ValueError(f"output_dir should be new, empty, or that of the same run, but {self.folder} is not.")
-        elif PartialState().is_main_process:
+        elif processes().is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._write()
-        PartialState().wait_for_everyone()
+        processes().wait_for_everyone()
 
     def _write(self) -> None:
         write_text(self.folder / RUN_FILE, json.dumps(self.report, indent=2) + "\n")
@@ -281,11 +281,11 @@ class _Run:
             "held_out_losses": [logs["eval_loss"] for logs in state.log_history if "eval_loss" in logs],
             "seconds": round(time.monotonic() - begin, 1),
         }
-        if PartialState().is_main_process:
+        if processes().is_main_process:
             self._write()
             self._save(name, model)
             shutil.rmtree(work, ignore_errors=True)
-        PartialState().wait_for_everyone()
+        processes().wait_for_everyone()
 
     def _save(self, name: str, model: Any) -> None:
         """An adapter in the layout of LLM2Vec's published ones, under its name once it is whole."""

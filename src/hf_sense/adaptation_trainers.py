@@ -12,7 +12,6 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from torch import nn
 from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 
@@ -26,6 +25,7 @@ from hf_sense.adaptation_losses import (
 )
 from hf_sense.corpus import EncodedCorpus
 from hf_sense.pooling import Pooling, check_pooling, pool
+from hf_sense.ranks import on_cpu, processes
 
 
 @dataclass
@@ -76,8 +76,9 @@ class AdaptationConfig(TrainingArguments):
     logging_steps: float = field(default=10, metadata={"help": "Steps between logs."})
 
     def __post_init__(self) -> None:
-        if not torch.accelerator.is_available():
-            self.use_cpu = True  # or bf16 is refused there
+        # Without it bf16 is refused on the CPU, and processes there do not know of each other.
+        if on_cpu():
+            self.use_cpu = True
         super().__post_init__()
         check_pooling(self.pooling)
         ranges = {
@@ -128,7 +129,7 @@ class StageTrainer(Trainer):
     def __init__(self, model: nn.Module, args: AdaptationConfig, texts: AdaptationTexts) -> None:
         self.texts = texts
         self.control: Any
-        per_step = args.gradient_accumulation_steps * PartialState().num_processes
+        per_step = args.gradient_accumulation_steps * processes().num_processes
         order = batches_of_like_length(
             self.cost(texts.trained), args.per_device_train_batch_size, args.max_steps * per_step, args.seed
         )
@@ -197,7 +198,7 @@ class MaskedTrainer(StageTrainer):
     ) -> tuple[list, torch.Tensor | int | None]:
         """The micro-batches of one step, masked by a draw that the step alone decides, and how many labels they hold."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        state, begin = PartialState(), (self.args.seed + 1) * 2**32
+        state, begin = processes(), (self.args.seed + 1) * 2**32
         place = (self.state.global_step * state.num_processes + state.process_index) * num_batches
         batches = [self.masked(batch, begin + place + number) for number, batch in enumerate(batches)]
         count = torch.tensor(sum(int((batch["labels"] >= 0).sum()) for batch in batches), device=device)

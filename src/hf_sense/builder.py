@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from accelerate.utils import reduce
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
@@ -23,6 +22,7 @@ from hf_sense.clustering import Clusters, cluster, number_of_senses
 from hf_sense.corpus import EncodedCorpus, encode_corpus, iterate_texts
 from hf_sense.dictionary import SenseDictionary, tokenizer_fingerprint
 from hf_sense.ragged import check_metric
+from hf_sense.ranks import processes
 from hf_sense.sampling import OccurrenceSample, sample_occurrences
 from hf_sense.teacher import Teacher, load_teacher
 from hf_sense.unfinished import UnfinishedBuild
@@ -217,7 +217,7 @@ def _embed_sample(
         work.save(number)
     if work.ranks > 1:
         # Each row was written by one rank and is zero on the others, so that the sum is exact.
-        vectors = reduce(vectors.to(PartialState().device), "sum").cpu()
+        vectors = reduce(vectors.to(processes().device), "sum").cpu()
     return vectors
 
 

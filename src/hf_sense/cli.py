@@ -1,4 +1,4 @@
-"""The ``hf-sense`` command: build, convert, distill, adapt, evaluate; and those of ``hf_sense.cli_look``.
+"""The ``hf-sense`` command: build, convert, distill, adapt, evaluate; the rest are in ``cli_look`` and ``cli_share``.
 
 It reads arguments and files and prints; the work is done by the modules that it calls. Those import torch, so they are
 imported inside the commands: ``--help`` does not wait for them.
@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hf_sense import cli_look
+from hf_sense import cli_look, cli_share
 from hf_sense.cli_input import DATA_HELP, check_model, check_output, fail, load, print_table, teacher_of
 
 app = typer.Typer(
@@ -167,10 +167,13 @@ def build(
         work_dir=work_dir or output.with_name(output.name + ".work"),
         corpus_name=dataset,
     )
-    dictionary.save_pretrained(output)
-    dictionary.tokenizer.save_pretrained(output)  # type: ignore[union-attr]
-    print_table(dictionary.summary())
-    print(f"Saved in {output}")
+    from hf_sense.ranks import processes
+
+    if processes().is_main_process:  # each rank holds the same dictionary
+        dictionary.save_pretrained(output)
+        dictionary.tokenizer.save_pretrained(output)  # type: ignore[union-attr]
+        print_table(dictionary.summary())
+        print(f"Saved in {output}")
 
 
 @app.command()
@@ -247,7 +250,8 @@ def distill(
         fit_linear_head(student, loaded.tokenizer, data[text_column], labels, max_length=args.max_length)
     trainer.save_model(str(output))
     trainer.create_model_card()
-    print(f"Saved in {output}")
+    if trainer.is_world_process_zero():
+        print(f"Saved in {output}")
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -410,5 +414,5 @@ def _check_checkpoint(folder: Path, student: Any) -> None:
         )
 
 
-for _look in (cli_look.inspect, cli_look.report, cli_look.explore):
-    app.command()(_look)
+for _command in (cli_look.inspect, cli_look.report, cli_look.explore, cli_share.export, cli_share.push):
+    app.command()(_command)

@@ -59,6 +59,7 @@ def embed(
     *,
     max_length: int | None = None,
     batch_size: int = 32,
+    quiet: bool = False,
     disable_tqdm: bool | None = None,
 ) -> torch.Tensor:
     """One vector a text, pooled as ``model.config.pooling`` says over hidden states selected as ``selection`` says.
@@ -71,6 +72,7 @@ def embed(
         texts: strings, or pairs of strings.
         max_length: tokens at which a text is cut; the most that tokenizer and model take if not given.
         batch_size: texts of like length in a batch.
+        quiet: take texts that are all blank, and do not warn of those that were cut.
         disable_tqdm: no progress bar.
 
     Returns:
@@ -88,7 +90,7 @@ def embed(
         texts = [before + text for before, text in pairs]
         if form.skips_instruction:
             counts = np.array([text_length(text, tokenizer, limit) for _, text in pairs])
-    corpus = encode_corpus(texts, tokenizer, limit, disable_tqdm=disable_tqdm)
+    corpus = encode_corpus(texts, tokenizer, limit, quiet=quiet, disable_tqdm=disable_tqdm)
     vectors = torch.zeros(len(corpus.lengths), model.config.sense_dim)
     pad_id = tokenizer.pad_token_id or 0
     training = inner.training

@@ -10,14 +10,18 @@ class RightAligned:
 
     Args:
         attention_mask: ``(batch, sequence)``, 1 at tokens. Each row's tokens must stand together.
+        always: do not look whether there is something to move, so that a graph holds for every batch.
     """
 
-    def __init__(self, attention_mask: torch.Tensor) -> None:
+    def __init__(self, attention_mask: torch.Tensor, always: bool = False) -> None:
         first = attention_mask.to(torch.int8).argmax(-1, keepdim=True)
-        self._moved = bool((first > 0).any())
-        columns = torch.arange(attention_mask.shape[-1], device=attention_mask.device)
-        self._there = (columns + first) % attention_mask.shape[-1]
-        self._back = (columns - first) % attention_mask.shape[-1]
+        self._moved = always or bool((first > 0).any())
+        length = attention_mask.shape[-1]
+        there = torch.arange(length, device=attention_mask.device) + first
+        back = torch.arange(length, device=attention_mask.device) - first
+        # Not a remainder: ONNX export knows none by a length that is not fixed.
+        self._there = torch.where(there < length, there, there - length)
+        self._back = torch.where(back >= 0, back, back + length)
 
     def move(self, tensor: torch.Tensor) -> torch.Tensor:
         """``(batch, sequence)`` or ``(batch, sequence, dim)`` with its padding moved to the right."""

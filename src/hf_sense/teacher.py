@@ -15,7 +15,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any, get_args
 
 import torch
-from accelerate import PartialState
 from tqdm.auto import tqdm
 from transformers import (
     AutoConfig,
@@ -39,6 +38,7 @@ from hf_sense.decoders import Attention, blind_cases, is_decoder, is_open, open_
 from hf_sense.llm2vec import TextForm, find_file, read_json, tokenized
 from hf_sense.padding import RightAligned
 from hf_sense.pooling import check_pooling, pool
+from hf_sense.ranks import processes
 
 logger = logging.getLogger(__name__)
 
@@ -264,7 +264,7 @@ def load_teacher(
             names.insert(0, name if revision is None else f"{name}@{revision}")
             name, revision = base_of(own, name), None
         shared = {"revision": revision, "trust_remote_code": trust_remote_code}
-        device_map = PartialState().device if device_map is None else device_map
+        device_map = processes().device if device_map is None else device_map
         options = {"dtype": dtype, "device_map": device_map, "attn_implementation": attn_implementation}
         config = AutoConfig.from_pretrained(name, **shared)
         merged = [adapter_source(source) for source in names]

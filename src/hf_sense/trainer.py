@@ -23,6 +23,7 @@ from hf_sense.model_card import Provenance, model_card, write_card
 from hf_sense.modeling_sense import SensePreTrainedModel
 from hf_sense.publishing import auto_class_of, pin_dictionary
 from hf_sense.ragged import NO_SENSE, best_sense, sense_scores
+from hf_sense.ranks import on_cpu
 from hf_sense.targets import compute_sense_targets
 from hf_sense.teacher import Teacher, load_teacher
 from hf_sense.temperature import natural_temperature
@@ -70,6 +71,8 @@ class SenseDistillationConfig(TrainingArguments):
     target_cache_dir: str | None = field(default=None, metadata={"help": "Where computed targets are kept."})
 
     def __post_init__(self) -> None:
+        if on_cpu():
+            self.use_cpu = True  # without it, processes on the CPU do not know of each other
         super().__post_init__()
         weights = {name: getattr(self, name) for name in ("sense_weight", "soft_weight", "mse_weight", "cosine_weight")}
         if min(weights.values()) < 0 or not any(weights.values()):

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from safetensors.torch import load_file, save_file
 
 from hf_sense import __version__
+from hf_sense.ranks import processes
 from hf_sense.storage import write_atomically, write_text
 
 
@@ -22,7 +22,7 @@ class UnfinishedBuild:
     """Unfinished work in a folder: sampled vectors in a file, how many batches are in it, and the parts clustered."""
 
     def __init__(self, folder: Path | None, description: dict[str, Any]) -> None:
-        state = PartialState()
+        state = processes()
         self.rank, self.ranks = state.process_index, state.num_processes
         self._folder = folder
         if folder is None:
@@ -94,7 +94,7 @@ class UnfinishedBuild:
         """Removes what this build wrote, and the folder if nothing else is in it."""
         if self._folder is None:
             return
-        PartialState().wait_for_everyone()
+        processes().wait_for_everyone()
         if self.rank == 0:
             for pattern in ("vectors-*.f32", "batches-*.txt", "part-*.safetensors", "build.json"):
                 for path in self._folder.glob(pattern):
