@@ -29,6 +29,7 @@ bench: .venv/ready
 	$(BIN)/python benchmarks/banking77.py --data $(DATA)/banking77
 	$(BIN)/python benchmarks/word_senses.py --data $(DATA)/coarsewsd20
 	$(BIN)/python benchmarks/costs.py
+	$(BIN)/python benchmarks/small_dictionaries.py --data $(DATA)/banking77
 
 # A small decoder is fetched, adapted both ways on texts without labels (resumes), and measured: about an hour.
 ADAPT = $(BIN)/hf-sense adapt --base "$$base" --dataset $(DATA)/banking77/train.jsonl --max-length 64 --bf16 true

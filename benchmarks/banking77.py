@@ -38,7 +38,7 @@ class Benchmark:
     """The texts, and the scores so far."""
 
     def __init__(self, folder: Path, quiet: bool) -> None:
-        self.rows = {name: _read(folder / f"{name}.jsonl") for name in ("train", "test")}
+        self.rows = {name: read_rows(folder / f"{name}.jsonl") for name in ("train", "test")}
         self.texts = {name: [row["text"] for row in rows] for name, rows in self.rows.items()}
         self.labels = {name: [row["label"] for row in rows] for name, rows in self.rows.items()}
         self.quiet = quiet
@@ -63,7 +63,8 @@ class Benchmark:
         print(f"| {title} | {score.mean:.2%} | {score.spread:.2%} |", flush=True)
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines."""
     with path.open(encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]
 

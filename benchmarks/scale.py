@@ -72,20 +72,21 @@ def main() -> None:
         ("teacher in bfloat16", f"{2 * teacher / 1e9:.2f} GB", "2 bytes each"),
         ("student in bfloat16", f"{2 * student / 1e9:.2f} GB", "2 bytes each"),
     ]
-    for senses in options.senses:
-        size = vocabulary * senses * (2 * width + 8 + 4) + 8 * (vocabulary + 1)
+    most = max(options.senses)
+    kinds = [(senses, "bfloat16", 2 * width + 12, "2 w + 12") for senses in options.senses]
+    for senses, dtype, sense_bytes, formula in [*kinds, (most, "int8", width + 16, "w + 16")]:
+        size = vocabulary * senses * sense_bytes + 8 * (vocabulary + 1)
         whole = 2 * student + size
         rows.append(
             (
-                f"senses, {senses:g} a token, bfloat16",
+                f"senses, {senses:g} a token, {dtype}",
                 f"{size / 1e9:.2f} GB; with the student {whole / 1e9:.2f} GB ({whole / (2 * teacher):.0%} of the teacher)",
-                "v k (2 w + 12) + 8 (v + 1)",
+                f"v k ({formula}) + 8 (v + 1)",
             )
         )
-    most = max(options.senses)
     rows += [
         (
-            f"its rows that a batch of 32 x 64 tokens can touch, {most:g} senses each",
+            f"rows in bfloat16 that a batch of 32 x 64 tokens can touch, {most:g} senses each",
             f"at most {32 * 64 * most * 2 * width / 1e9:.2f} GB",
             "32 x 64 k 2 w",
         ),

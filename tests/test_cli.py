@@ -102,6 +102,21 @@ def test_build_distill_evaluate_inspect(data, dictionary, tiny_teacher_folder, c
     assert "[bank]" in printed
 
 
+def test_convert_makes_what_the_other_commands_take(data, dictionary, tiny_teacher_folder, capsys):
+    """A converted dictionary has lost its tokenizer or its metadata, or is not what building it so gives."""
+    small, built = data / "small", data / "built"
+    assert main(["convert", str(dictionary), str(small), "--dtype", "int8"]) == 0
+    arguments = ["--teacher", str(tiny_teacher_folder), "--dataset", str(data / "train.jsonl"), "--output", str(built)]
+    assert main(["build", *arguments, "--max-senses", "3", "--dtype", "int8"]) == 0
+    tensors = [(folder / "sense_dictionary.safetensors").read_bytes() for folder in (small, built)]
+    assert tensors[0] == tensors[1]
+    for file in ("sense_dictionary.json", "tokenizer.json"):
+        assert json.loads((small / file).read_text()) == json.loads((built / file).read_text())
+    capsys.readouterr()
+    assert main(["inspect", str(small), "bank", "--corpus", str(data / "train.jsonl")]) == 0
+    assert "[bank]" in capsys.readouterr().out
+
+
 def test_formats_give_the_same_dictionary(data, dictionary, tiny_teacher_folder):
     """A text file is read otherwise than the same texts in JSON lines."""
     other = data / "from_text"
@@ -125,6 +140,8 @@ COMMON = ["--teacher", "x", "--dataset", "{data}/train.jsonl", "--output", "o"]
         (["build", "--teacher", "x", "--dataset", "{data}/train.jsonl", "--output", "{data}/train.jsonl"], "is a file"),
         (["build", "--teacher", "{data}/no", "--dataset", "{data}/train.jsonl", "--output", "{data}/o"], "/no"),
         (["build", "--teacher", "x", "--dataset", "{data}/empty.txt", "--output", "o"], "is empty"),
+        (["build", *COMMON, "--dtype", "int4"], "'int4'"),
+        (["convert", "{data}/dictionary", "{data}/./dictionary", "--dtype", "int8"], "would be lost"),
         (["inspect", "{data}/dictionary", "qqqqqq"], "not a token"),
         (["inspect", "{data}", "bank"], "not a sense dictionary"),
         (["distill", *COMMON, "--dictionary", "d", "--stepz", "3"], "--stepz"),

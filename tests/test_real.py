@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from datasets import Dataset
 
 from hf_sense import (
@@ -62,3 +63,15 @@ def test_senses_keep_a_real_teachers_accuracy_and_a_student_learns_them(stories,
     before = trainer.evaluate(trainer.train_dataset)["eval_agreement"]
     trainer.train()
     assert trainer.evaluate(trainer.train_dataset)["eval_agreement"] > before + 0.1
+
+
+def test_int8_senses_choose_as_float32_ones_do(stories):
+    """One large number in a row makes its scale so coarse that a real teacher's senses are mixed up."""
+    teacher, texts, _ = stories
+    dictionary = build_dictionary(teacher, texts[:150], max_length=48)
+    inputs = teacher.tokenizer(texts[150:200], padding=True, truncation=True, max_length=48, return_tensors="pt")
+    arguments = inputs["input_ids"], teacher.hidden_states(**inputs), inputs["attention_mask"]
+    plain, small = (kept.lookup(*arguments) for kept in (dictionary, dictionary.to(torch.int8)))
+    counted = (dictionary.offsets.diff()[arguments[0]] > 1) & (plain >= 0)
+    assert int(counted.sum()) > 1000
+    assert float((plain == small)[counted].float().mean()) > 0.985

@@ -75,7 +75,7 @@ def build_dictionary(
         special_tokens: whether tokens such as ``[CLS]`` get senses. They are always part of the input.
         batch_size: texts the teacher reads at once.
         seed: of the sample and of the clustering.
-        dtype: of the stored senses.
+        dtype: of the stored senses; ``torch.int8`` stores a scale a row beside them.
         work_dir: where unfinished work is kept; removed once the dictionary is built.
         corpus_name: what the metadata calls the corpus.
         disable_tqdm: ``True`` hides the progress bars; by default ``TQDM_DISABLE`` decides.
@@ -90,8 +90,10 @@ def build_dictionary(
     """
     check_metric(metric)
     number_of_senses(torch.ones(1, dtype=torch.int64), max_senses)
-    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        raise ValueError(f"dtype should be torch.float32, torch.bfloat16 or torch.float16, but is {dtype!r}.")
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.int8):
+        raise ValueError(
+            f"dtype should be torch.float32, torch.bfloat16, torch.float16 or torch.int8, but is {dtype!r}."
+        )
     for name, value in (
         ("min_occurrences", min_occurrences),
         ("max_occurrences", max_occurrences),

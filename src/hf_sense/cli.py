@@ -1,4 +1,4 @@
-"""The ``hf-sense`` command: build, distill, adapt, evaluate; and those of ``hf_sense.cli_look``.
+"""The ``hf-sense`` command: build, convert, distill, adapt, evaluate; and those of ``hf_sense.cli_look``.
 
 It reads arguments and files and prints; the work is done by the modules that it calls. Those import torch, so they are
 imported inside the commands: ``--help`` does not wait for them.
@@ -42,6 +42,15 @@ _AdapterOption = Annotated[
 _AttentionOption = Annotated[AttentionName, typer.Option(help="Of a decoder.")]
 _InstructionOption = Annotated[str | None, typer.Option(help="Stands before each text that the teacher reads.")]
 _ChatOption = Annotated[bool, typer.Option("--chat", help="Wrap texts by the teacher's chat template.")]
+
+
+class DtypeName(str, Enum):
+    """How senses are stored."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+    int8 = "int8"
 
 
 class MetricName(str, Enum):
@@ -118,7 +127,7 @@ def build(
     special_tokens: Annotated[bool, typer.Option(help="Give tokens such as [CLS] senses too.")] = True,
     batch_size: Annotated[int, typer.Option(help="Texts the teacher reads at once.")] = 32,
     seed: Annotated[int, typer.Option(help="Of the sample and of the clustering.")] = 0,
-    dtype: Annotated[str, typer.Option(help="Of the stored senses: float32, bfloat16 or float16.")] = "float32",
+    dtype: Annotated[DtypeName, typer.Option(help="Of the stored senses.")] = DtypeName.float32,
     work_dir: Annotated[
         Path | None, typer.Option(help="Unfinished work, found again by the same command [OUTPUT.work].")
     ] = None,
@@ -133,8 +142,6 @@ def build(
     texts, column = load(dataset, split, text_column)
     import torch
 
-    if dtype not in ("float32", "bfloat16", "float16"):
-        fail(f"--dtype should be float32, bfloat16 or float16, but is {dtype!r}.")
     from hf_sense.builder import build_dictionary
     from hf_sense.teacher import load_teacher
 
@@ -156,13 +163,37 @@ def build(
         special_tokens=special_tokens,
         batch_size=batch_size,
         seed=seed,
-        dtype=getattr(torch, dtype),
+        dtype=getattr(torch, dtype.value),
         work_dir=work_dir or output.with_name(output.name + ".work"),
         corpus_name=dataset,
     )
     dictionary.save_pretrained(output)
     dictionary.tokenizer.save_pretrained(output)  # type: ignore[union-attr]
     print_table(dictionary.summary())
+    print(f"Saved in {output}")
+
+
+@app.command()
+def convert(
+    folder: Annotated[Path, typer.Argument(help="Folder of the dictionary.")],
+    output: Annotated[Path, typer.Argument(help="Folder for the converted one.")],
+    dtype: Annotated[DtypeName, typer.Option(help="Of its senses.")],
+) -> None:
+    """Store a dictionary's senses in another dtype."""
+    check_output(output)
+    if output.resolve() == folder.resolve():
+        fail(f"{output} is the dictionary itself, whose senses would be lost. Give another folder.")
+    import torch
+
+    from hf_sense.dictionary import SenseDictionary
+
+    converted = SenseDictionary.from_pretrained(folder).to(getattr(torch, dtype.value))
+    converted.save_pretrained(output)
+    if (folder / "tokenizer_config.json").is_file():
+        from transformers import AutoTokenizer
+
+        AutoTokenizer.from_pretrained(str(folder)).save_pretrained(output)
+    print_table(converted.summary())
     print(f"Saved in {output}")
 
 

@@ -53,9 +53,12 @@ class SenseConfig(PretrainedConfig):
         dictionary_metadata: how the dictionary was built.
         head_activation: the activation of the classifier's hidden layer; ``None`` if it has no such layer.
         classifier_dropout: probability of dropout before the classifier.
+        sense_dtype: ``"int8"`` keeps the senses among the weights as int8 with a float32 scale each, whatever the model's
+            dtype; ``None`` keeps them in that dtype.
 
     Raises:
-        ValueError: if ``metric``, ``selection`` or ``pooling`` is unknown.
+        ValueError: if ``metric``, ``selection``, ``pooling`` or ``sense_dtype`` is unknown, or ``sense_dtype`` is given for a
+            dictionary outside, which keeps its own.
     """
 
     model_type = "sense"
@@ -80,6 +83,7 @@ class SenseConfig(PretrainedConfig):
         dictionary_metadata: dict[str, Any] | None = None,
         head_activation: str | None = None,
         classifier_dropout: float = 0.0,
+        sense_dtype: str | None = None,
         **kwargs: Any,
     ) -> None:
         if isinstance(backbone_config, dict):
@@ -90,6 +94,13 @@ class SenseConfig(PretrainedConfig):
             raise ValueError(f"selection_temperature should be above 0, but is {selection_temperature}.")
         if not frequency_smoothing > 0:
             raise ValueError(f"frequency_smoothing should be above 0, but is {frequency_smoothing}.")
+        if sense_dtype not in (None, "int8"):
+            raise ValueError(f'sense_dtype should be "int8" or None, but is {sense_dtype!r}.')
+        if sense_dtype is not None and sense_dictionary is not None:
+            raise ValueError(
+                "sense_dtype is for senses among the weights; a dictionary outside keeps its own. Leave one of them out: "
+                "SenseDictionary.to(torch.int8) makes a dictionary int8."
+            )
         body: Any = backbone_config
         text = body.get_text_config() if body is not None else None
         self.backbone_config: PretrainedConfig | None = body
@@ -101,6 +112,7 @@ class SenseConfig(PretrainedConfig):
         self.selection_temperature = selection_temperature
         self.pooling = check_pooling(pooling)
         self.frequency_smoothing = frequency_smoothing
+        self.sense_dtype = sense_dtype
         self.sense_dictionary = sense_dictionary
         self.sense_dictionary_revision = sense_dictionary_revision
         self.dictionary_fingerprint = dictionary_fingerprint

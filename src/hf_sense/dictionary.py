@@ -18,6 +18,7 @@ import torch
 from hf_sense import hub, storage
 from hf_sense.charts import draw_histogram, figure_class_for_files
 from hf_sense.model_card import Provenance, dictionary_card, write_card
+from hf_sense.quantization import LARGEST, dequantize, dequantize_table, quantize, scales_are_sound
 from hf_sense.ragged import (
     NO_SENSE,
     Metric,
@@ -69,7 +70,7 @@ class TokenSenses(NamedTuple):
 
     Attributes:
         sense_ids: their rows in the dictionary.
-        vectors: ``(num, dim)``.
+        vectors: ``(num, dim)``, float32 where they are stored as int8.
         counts: int64 ``(num,)``, occurrences behind each.
         spread: float32 ``(num,)``, mean squared distance of those occurrences to the vector.
     """
@@ -84,7 +85,7 @@ class SenseDictionary:
     """For each token id a few vectors, its senses.
 
     Args:
-        senses: float16, bfloat16 or float32 ``(num_senses, dim)``, or its row blocks in order.
+        senses: float16, bfloat16, float32, or int8 with ``scales``, ``(num_senses, dim)``, or its row blocks in order.
         offsets: int64 ``(vocab_size + 1,)``; token ``t`` owns rows ``offsets[t]:offsets[t + 1]``.
         counts: int64 ``(num_senses,)``, occurrences behind each sense; ones if not given.
         spread: float32 ``(num_senses,)``, mean squared distance of those occurrences to the sense; zeros if not given.
@@ -93,6 +94,7 @@ class SenseDictionary:
         metadata: how it was built: ``teacher``, ``clustering``, ``sampling``, ``corpus``, each a dict.
         tokenizer: lets ``senses_of`` take a token as text.
         check_values: look for NaN and infinity; ``None`` does so up to 256 MiB.
+        scales: float32 ``(num_senses,)``, what each row of int8 senses is to be multiplied with; ``to(torch.int8)`` makes both.
 
     Attributes:
         hub_source: the repository and commit that it was fetched from or pushed to; ``None`` if neither.
@@ -122,12 +124,14 @@ class SenseDictionary:
         metadata: dict[str, Any] | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         check_values: bool | None = None,
+        scales: torch.Tensor | None = None,
     ) -> None:
         self._blocks = [senses] if isinstance(senses, torch.Tensor) else list(senses)
         self.offsets = offsets
         total = sum(len(block) for block in self._blocks)
         self.counts = torch.ones(total, dtype=torch.int64) if counts is None else counts
         self.spread = torch.zeros(total, dtype=torch.float32) if spread is None else spread
+        self.scales = scales
         self.metric: Metric = check_metric(metric)
         self.tokenizer_fingerprint = tokenizer_fingerprint
         self.metadata = dict(metadata or {})
@@ -149,8 +153,15 @@ class SenseDictionary:
                 "senses should be (num_senses, dim), or row blocks of one width and dtype, but got "
                 f"{[(tuple(block.shape), block.dtype) for block in blocks]}."
             )
-        if blocks[0].dtype not in (torch.float16, torch.bfloat16, torch.float32):
-            raise ValueError(f"senses should be float16, bfloat16 or float32, but is {blocks[0].dtype}.")
+        if blocks[0].dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.int8):
+            raise ValueError(
+                f"senses should be float16, bfloat16 or float32, or int8 with scales, but is {blocks[0].dtype}."
+            )
+        if (blocks[0].dtype == torch.int8) != (self.scales is not None):
+            raise ValueError(
+                f"int8 senses need scales and others take none, but senses is {blocks[0].dtype} and scales "
+                f"{'missing' if self.scales is None else 'given'}. SenseDictionary.to(torch.int8) makes both."
+            )
         offsets = self.offsets
         if offsets.ndim != 1 or offsets.dtype != torch.int64 or len(offsets) < 1:
             raise ValueError(
@@ -161,22 +172,37 @@ class SenseDictionary:
                 f"offsets should rise from 0 to num_senses = {total} without a step back, but runs from {int(offsets[0])} "
                 f"to {int(offsets[-1])}."
             )
-        for name, tensor, dtype in (("counts", self.counts, torch.int64), ("spread", self.spread, torch.float32)):
-            if tuple(tensor.shape) != (total,) or tensor.dtype != dtype:
+        for name, tensor, dtype in (
+            ("counts", self.counts, torch.int64),
+            ("spread", self.spread, torch.float32),
+            ("scales", self.scales, torch.float32),
+        ):
+            if tensor is not None and (tuple(tensor.shape) != (total,) or tensor.dtype != dtype):
                 raise ValueError(f"{name} should be {dtype} ({total},), but is {tensor.dtype} {tuple(tensor.shape)}.")
         if bool((self.counts < 0).any()):
             raise ValueError("counts should not be negative.")
+        if self.scales is not None and not scales_are_sound(self.scales):
+            raise ValueError(f"scales should be at least 0 and {LARGEST} times each finite.")
+
+    def _small_tensors(self) -> dict[str, torch.Tensor]:
+        small = {"offsets": self.offsets, "counts": self.counts, "spread": self.spread}
+        return small if self.scales is None else {**small, "scales": self.scales}
 
     def check_finite(self) -> None:
         """Reads every sense; raises ``ValueError`` if a value is NaN or infinite. Done at construction up to 256 MiB."""
         for block in self._blocks:
             for rows in block.split(max(1, 2**20 // max(1, self.dim))):
+                if self.scales is not None and bool((rows < -LARGEST).any()):
+                    raise ValueError(f"int8 senses should be from -{LARGEST} to {LARGEST}, but hold {int(rows.min())}.")
                 if not bool(torch.isfinite(rows).all()):
                     raise ValueError("senses holds NaN or infinite values; look for them in the teacher's output.")
 
     @property
     def senses(self) -> torch.Tensor:
-        """The table, ``(num_senses, dim)``. One stored in several files is copied into memory by this; ``rows`` is not."""
+        """The table as stored, ``(num_senses, dim)``; int8 values are to be multiplied with ``scales``, which ``rows`` does.
+
+        One stored in several files is copied into memory by this; by ``rows`` it is not.
+        """
         return self._blocks[0] if len(self._blocks) == 1 else torch.cat(self._blocks)
 
     @property
@@ -196,26 +222,36 @@ class SenseDictionary:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the senses."""
+        """The dtype in which the senses are stored."""
         return self._blocks[0].dtype
 
     @property
     def fingerprint(self) -> str:
         """Names the table by its bytes: targets and students hold it to know their dictionary again."""
         if self._checksums is None:
-            self._checksums = {"senses": storage.sha256_of(self._blocks), "offsets": storage.sha256_of([self.offsets])}
-        return hashlib.sha256((self._checksums["senses"] + self._checksums["offsets"]).encode()).hexdigest()
+            parts = {"senses": self._blocks, "offsets": [self.offsets]}
+            parts |= {} if self.scales is None else {"scales": [self.scales]}
+            self._checksums = {name: storage.sha256_of(blocks) for name, blocks in parts.items()}
+        names = ("senses", "offsets") if self.scales is None else ("senses", "offsets", "scales")
+        return hashlib.sha256("".join(self._checksums[name] for name in names).encode()).hexdigest()
 
     def rows(self, sense_ids: torch.Tensor) -> torch.Tensor:
-        """The senses of ``sense_ids`` int64 ``(n,)``, copied to ``(n, dim)``; reads no other row."""
+        """The senses of ``sense_ids`` int64 ``(n,)``, copied to ``(n, dim)``; reads no other row.
+
+        They have the table's dtype; int8 ones come as float32, multiplied with their scales.
+        """
+        stored = self._stored_rows(sense_ids)
+        return stored if self.scales is None else dequantize(stored, self.scales.index_select(0, sense_ids))
+
+    def _stored_rows(self, sense_ids: torch.Tensor) -> torch.Tensor:
         if len(self._blocks) == 1:
-            return self._blocks[0][sense_ids]
+            return self._blocks[0].index_select(0, sense_ids)
         ends = torch.tensor([len(block) for block in self._blocks]).cumsum(0)
         owner = torch.searchsorted(ends, sense_ids, right=True)
         result = torch.empty(len(sense_ids), self.dim, dtype=self.dtype)
         for number, block in enumerate(self._blocks):
             mine = (owner == number).nonzero().squeeze(-1)
-            result[mine] = block[sense_ids[mine] - (ends[number] - len(block))]
+            result[mine] = block.index_select(0, sense_ids[mine] - (ends[number] - len(block)))
         return result
 
     def senses_of(self, token: int | str, tokenizer: PreTrainedTokenizerBase | None = None) -> TokenSenses:
@@ -275,21 +311,27 @@ class SenseDictionary:
         return result.view(input_ids.shape)
 
     def _lookup(self, token_ids: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-        if len(self._blocks) == 1 and self._blocks[0].device == hidden.device:
+        if self._is_one_float32_table_on(hidden.device):
             index = RaggedIndex.of(token_ids, self.offsets)
             halves = self._kept_half_norms()
             return best_sense(sense_scores(hidden, index, self._blocks[0], self.metric, halves), index)
-        # The table is elsewhere, or in several files: bring the batch's own rows together and number them anew.
-        tokens, compact_ids = token_ids.cpu().unique(return_inverse=True)
+        # The table is elsewhere, in several files, or narrower than the fast kernels take: bring the batch's own rows
+        # together as float32 and number them anew.
+        tokens, compact_ids = token_ids.to(self.offsets.device).unique(return_inverse=True)
         own = RaggedIndex.of(tokens, self.offsets)
         index = RaggedIndex.of(compact_ids, own.starts)
         index = RaggedIndex(
             *(getattr(index, name).to(hidden.device) for name in ("starts", "lengths", "rows", "sense_ids"))
         )
-        best = best_sense(sense_scores(hidden, index, self.rows(own.sense_ids).to(hidden.device), self.metric), index)
+        rows = self.rows(own.sense_ids).to(hidden.device, torch.float32)
+        halves = None if self.metric == "dot" else half_squared_norms(rows)
+        best = best_sense(sense_scores(hidden, index, rows, self.metric, halves), index)
         if len(own.sense_ids) == 0:
             return best
         return torch.where(best >= 0, own.sense_ids.to(best.device)[best.clamp_min(0)], NO_SENSE)
+
+    def _is_one_float32_table_on(self, device: torch.device) -> bool:
+        return self.dtype == torch.float32 and len(self._blocks) == 1 and self._blocks[0].device == device
 
     def _kept_half_norms(self) -> torch.Tensor | None:
         if self.metric == "dot" or self._blocks[0].nbytes > _KEEP_NORMS_BYTES:
@@ -308,11 +350,11 @@ class SenseDictionary:
         """
         sense_ids = self.lookup(input_ids, hidden_states, attention_mask).reshape(-1)
         hidden = hidden_states.reshape(-1, self.dim)
-        if len(self._blocks) == 1 and self._blocks[0].device == hidden.device:
+        if self._is_one_float32_table_on(hidden.device):
             return take_senses(self._blocks[0], sense_ids, hidden).view_as(hidden_states)
         found = (sense_ids >= 0).nonzero().squeeze(-1)
         result = hidden.clone()
-        result[found] = self.rows(sense_ids[found].cpu()).to(result)
+        result[found] = self.rows(sense_ids[found].to(self.offsets.device)).to(result)
         return result.view_as(hidden_states)
 
     def summary(self) -> dict[str, int | float]:
@@ -329,20 +371,32 @@ class SenseDictionary:
             "median_senses_per_token": int(lengths.median()) if len(lengths) else 0,
             "max_senses_per_token": int(lengths.max()) if len(lengths) else 0,
             "mean_spread": float((self.spread.double() * self.counts).sum() / max(1, occurrences)),
-            "megabytes": sum(block.nbytes for block in self._blocks) / 1e6,
+            "megabytes": sum(part.nbytes for part in (*self._blocks, self.scales) if part is not None) / 1e6,
         }
 
     def to(self, dtype: torch.dtype) -> SenseDictionary:
-        """A copy whose senses are float16, bfloat16 or float32.
+        """A copy whose senses are float16, bfloat16, float32, or int8 with a scale a row (``hf_sense.quantization``).
 
         Raises:
             ValueError: if a value overflows the dtype; bfloat16 has float32's range.
         """
-        blocks = [block.to(dtype) for block in self._blocks]
+        if dtype == self.dtype:
+            return self._copy(self._blocks, self.offsets, self.counts, self.spread, self.scales)
+        scales = None
+        if dtype == torch.int8:
+            quantized = [quantize(block) for block in self._blocks]
+            blocks = [values for values, _ in quantized]
+            scales = torch.cat([part for _, part in quantized])
+        elif self.scales is not None:
+            parts = self.scales.split([len(block) for block in self._blocks])
+            blocks = [dequantize_table(block, part, dtype) for block, part in zip(self._blocks, parts)]
+        else:
+            blocks = [block.to(dtype) for block in self._blocks]
         if any(bool(torch.isinf(block).any()) for block in blocks):
-            largest = max(float(block.abs().max()) for block in self._blocks if len(block))
+            steps = torch.arange(self.num_senses).split(4096)
+            largest = max(float(self.rows(ids).abs().max()) for ids in steps)
             raise ValueError(f"A sense value of {largest:.4g} overflows {dtype}; use torch.bfloat16.")
-        return self._copy(blocks, self.offsets, self.counts, self.spread)
+        return self._copy(blocks, self.offsets, self.counts, self.spread, scales)
 
     def merge(self, other: SenseDictionary) -> SenseDictionary:
         """A dictionary with the senses of both: each token's own first, then those of ``other``.
@@ -359,21 +413,24 @@ class SenseDictionary:
         vocabulary = torch.arange(self.vocab_size)
         tokens = torch.cat([torch.repeat_interleave(vocabulary, d.offsets[1:] - d.offsets[:-1]) for d in (self, other)])
         order = tokens.argsort(stable=True)
-        dtype = torch.promote_types(self.dtype, other.dtype)
+        # An int8 dictionary and a floating one make one of the latter's dtype.
+        both = [d.to(torch.promote_types(self.dtype, other.dtype)) for d in (self, other)]
         return self._copy(
-            [torch.cat([self.senses.to(dtype), other.senses.to(dtype)])[order]],
+            [torch.cat([d.senses for d in both])[order]],
             self.offsets + other.offsets,
             torch.cat([self.counts, other.counts])[order],
             torch.cat([self.spread, other.spread])[order],
+            None if both[0].scales is None else torch.cat([d.scales for d in both])[order],
             {"corpus": {"merged": [d.metadata.get("corpus") for d in (self, other)]}},
         )
 
     def _copy(
         self,
-        blocks: list[torch.Tensor],
+        blocks: Sequence[torch.Tensor],
         offsets: torch.Tensor,
         counts: torch.Tensor,
         spread: torch.Tensor,
+        scales: torch.Tensor | None,
         metadata: dict[str, Any] | None = None,
     ) -> SenseDictionary:
         return SenseDictionary(
@@ -385,6 +442,7 @@ class SenseDictionary:
             tokenizer_fingerprint=self.tokenizer_fingerprint,
             metadata=self.metadata | (metadata or {}),
             tokenizer=self.tokenizer,
+            scales=scales,
         )
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], max_shard_size: int = 5 * 10**9) -> None:
@@ -408,8 +466,7 @@ class SenseDictionary:
             "tokenizer_fingerprint": self.tokenizer_fingerprint,
             **self.metadata,
         }
-        small = {"offsets": self.offsets, "counts": self.counts, "spread": self.spread}
-        storage.write_dictionary(folder, self._blocks, small, description, max_shard_size)
+        storage.write_dictionary(folder, self._blocks, self._small_tensors(), description, max_shard_size)
         write_card(folder, dictionary_card(folder.name, self.metadata, self.summary()))
 
     def push_to_hub(

@@ -131,6 +131,7 @@ class SensePreTrainedModel(PreTrainedModel):
             metric=self.config.metric,
             tokenizer_fingerprint=self.config.tokenizer_fingerprint,
             metadata=self.config.dictionary_metadata,
+            scales=None if table.scales is None else table.scales.cpu(),
         )
 
     def get_input_embeddings(self) -> nn.Module:
@@ -154,6 +155,7 @@ class SensePreTrainedModel(PreTrainedModel):
             table.counts, table.spread = table.counts[:kept].clone(), table.spread[:kept].clone()
             if table.outside is None:
                 table.senses = table.senses[:kept].clone()
+                table.scales = None if table.scales is None else table.scales[:kept].clone()
             self.config.num_senses = kept
         self.config.vocab_size = size
         return embeddings

@@ -12,6 +12,7 @@ from torch import nn
 
 from hf_sense.configuration_sense import SenseConfig
 from hf_sense.dictionary import SenseDictionary
+from hf_sense.quantization import dequantize
 from hf_sense.ragged import (
     NO_SENSE,
     RaggedIndex,
@@ -32,12 +33,15 @@ class SenseTable(nn.Module):
         self.metric = config.metric
         self.outside: SenseDictionary | None = None
         self.senses: torch.Tensor
+        self.scales: torch.Tensor | None
         self.offsets: torch.Tensor
         self.counts: torch.Tensor
         self.spread: torch.Tensor
         rows = 0 if config.sense_dictionary else config.num_senses
         vocab_size = config.vocab_size or 0
-        self.register_buffer("senses", torch.zeros(rows, config.sense_dim))
+        int8 = config.sense_dtype == "int8"
+        self.register_buffer("senses", torch.zeros(rows, config.sense_dim, dtype=torch.int8 if int8 else None))
+        self.register_buffer("scales", torch.zeros(rows, dtype=torch.float32) if int8 else None)
         self.register_buffer("offsets", torch.zeros(vocab_size + 1, dtype=torch.int64))
         self.register_buffer("counts", torch.zeros(config.num_senses, dtype=torch.int64))
         self.register_buffer("spread", torch.zeros(config.num_senses))
@@ -52,12 +56,24 @@ class SenseTable(nn.Module):
         if outside:
             self.outside = dictionary
         else:
-            self.senses = dictionary.senses.to(dtype)
+            self.senses = dictionary.senses if dictionary.scales is not None else dictionary.senses.to(dtype)
+            self.scales = dictionary.scales
 
-    def half_norms(self) -> torch.Tensor | None:
-        """``|s|^2 / 2`` of each sense, computed when the table has changed."""
-        if self.metric == "dot" or self.outside is not None:
+    def _apply(self, fn: Any, recurse: bool = True) -> SenseTable:
+        """Moves the table as any module, but leaves the scales float32 where a cast makes the weights narrower."""
+        if self.scales is not None:
+            self.scales = self.scales.view(torch.int32)  # no cast looks at integers
+        super()._apply(fn, recurse)
+        if self.scales is not None:
+            self.scales = self.scales.view(torch.float32)
+        return self
+
+    def half_norms(self, senses: torch.Tensor) -> torch.Tensor | None:
+        """``|s|^2 / 2`` of each row of the table that ``layout`` gave; kept for the model's own until it changes."""
+        if self.metric == "dot":
             return None
+        if senses is not self.senses:
+            return half_squared_norms(senses)
         key = _state_of(self.senses)
         if self._half_norms is None or self._half_norms[0] != key:
             self._half_norms = key, half_squared_norms(self.senses)
@@ -76,14 +92,20 @@ class SenseTable(nn.Module):
     def layout(self, token_ids: torch.Tensor) -> tuple[RaggedIndex, torch.Tensor, torch.Tensor | None]:
         """The senses of ``token_ids`` ``(n,)``: their layout, the table it points into, and the table's global ids.
 
-        The third is ``None`` where the layout's sense ids are global already.
+        The third is ``None`` where the layout's sense ids are global already. Of a dictionary outside, and of senses
+        narrower than float32, the table holds the batch's own rows alone, as float32: the fast kernels take no less.
         """
-        if self.outside is None:
+        if self.outside is None and self.senses.dtype.itemsize >= 4:
             return RaggedIndex.of(token_ids, self.offsets), self.senses, None
         tokens, compact = token_ids.unique(return_inverse=True)
         own = RaggedIndex.of(tokens, self.offsets)
-        rows = self.outside.rows(own.sense_ids.cpu()).to(token_ids.device)
-        return RaggedIndex.of(compact, own.starts), rows, own.sense_ids
+        if self.outside is not None:
+            rows = self.outside.rows(own.sense_ids.cpu()).to(token_ids.device)
+        elif self.scales is not None:
+            rows = dequantize(*(part.index_select(0, own.sense_ids) for part in (self.senses, self.scales)))
+        else:
+            rows = self.senses.index_select(0, own.sense_ids)
+        return RaggedIndex.of(compact, own.starts), rows.float(), own.sense_ids
 
     def replace(
         self,
@@ -119,7 +141,7 @@ class SenseTable(nn.Module):
                 index,
                 senses,
                 config.metric,
-                self.half_norms(),
+                self.half_norms(senses),
                 check_finite=False,
             )
         best = None if soft and not output_senses else best_sense(scores.detach(), index)

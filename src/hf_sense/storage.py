@@ -19,9 +19,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from hf_sense.quantization import LARGEST, scales_are_sound
+
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
+# The newest version that is read. Floating senses are written as version 1, which older releases read too.
+FORMAT_VERSION = 2
 TENSORS_NAME = "sense_dictionary.safetensors"
 INDEX_NAME = "sense_dictionary.safetensors.index.json"
 JSON_NAME = "sense_dictionary.json"
@@ -30,7 +33,8 @@ JSON_NAME = "sense_dictionary.json"
 VERIFY_BYTES = 256 * 2**20
 _JSON_BYTES = 64 * 2**20
 
-_SENSE_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
+_FLOAT_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
+_SENSE_DTYPES = {**_FLOAT_DTYPES, "I8": torch.int8}
 _REQUIRED: dict[str, Any] = {
     "format_version": int,
     "dim": int,
@@ -88,7 +92,7 @@ def write_dictionary(
     Args:
         folder: made if it is missing.
         senses: row blocks of the table, each ``(rows, dim)``.
-        small: ``offsets``, ``counts`` and ``spread``.
+        small: ``offsets``, ``counts``, ``spread``, and the ``scales`` of int8 senses.
         metadata: what the JSON holds beside what is read off the tensors.
         max_shard_size: bytes of senses a file.
     """
@@ -112,7 +116,7 @@ def write_dictionary(
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         write_text(folder / INDEX_NAME, json.dumps(index, indent=2) + "\n")
     checksums = {"senses": sha256_of(senses)} | {name: sha256_of([tensor]) for name, tensor in small.items()}
-    description = {"format_version": FORMAT_VERSION, **metadata, "sha256": checksums}
+    description = {"format_version": 2 if "scales" in small else 1, **metadata, "sha256": checksums}
     write_text(folder / JSON_NAME, json.dumps(description, indent=2, ensure_ascii=False) + "\n")
     stale = set(folder.glob("sense_dictionary-*-of-*.safetensors")) | {folder / TENSORS_NAME, folder / INDEX_NAME}
     kept = {folder / name for name in files} | ({folder / INDEX_NAME} if len(parts) > 1 else set())
@@ -139,10 +143,12 @@ def read_dictionary(
     metadata = _read_description(folder)
     num_senses, dim, vocab_size = (metadata[key] for key in ("num_senses", "dim", "vocab_size"))
     files = _tensor_files(folder)
+    sense_dtypes = _FLOAT_DTYPES if metadata["format_version"] < 2 else _SENSE_DTYPES
     expected = {
         "offsets": ([vocab_size + 1], ("I64",)),
         "counts": ([num_senses], ("I64",)),
         "spread": ([num_senses], ("F32",)),
+        "scales": ([num_senses], ("F32",)),
     }
     blocks: dict[int, torch.Tensor] = {}
     mappings: dict[int, mmap.mmap | None] = {}
@@ -151,8 +157,8 @@ def read_dictionary(
         for name, (dtype, shape, begin) in _checked_header(path).items():
             number = _block_number(name)
             if number is not None:
-                fits = len(shape) == 2 and shape[1] == dim and dtype in _SENSE_DTYPES
-                wanted = f"(rows, {dim}) of {', '.join(_SENSE_DTYPES)}"
+                fits = len(shape) == 2 and shape[1] == dim and dtype in sense_dtypes
+                wanted = f"(rows, {dim}) of {', '.join(sense_dtypes)}"
             elif name in expected:
                 fits = shape == expected[name][0] and dtype in expected[name][1]
                 wanted = f"{tuple(expected[name][0])} of {expected[name][1][0]}"
@@ -167,7 +173,7 @@ def read_dictionary(
             target[key], mapping = _map(path, dtype, shape, begin)
             if number is not None:
                 mappings[number] = mapping
-    missing = [name for name in expected if name not in small] + ([] if blocks else ["senses"])
+    missing = [name for name in expected if name not in small and name != "scales"] + ([] if blocks else ["senses"])
     if missing:
         raise ValueError(f"{folder} lacks the tensors {', '.join(missing)}; the dictionary is not complete.")
     senses = [blocks[number] for number in sorted(blocks)]
@@ -177,6 +183,11 @@ def read_dictionary(
         )
     if len({block.dtype for block in senses}) > 1:
         raise ValueError(f"{folder}: the row blocks of senses differ in dtype.")
+    if (senses[0].dtype == torch.int8) != ("scales" in small):
+        raise ValueError(
+            f"{folder}: int8 senses need the tensor scales and others take none, but senses is {senses[0].dtype} and scales "
+            f"{'given' if 'scales' in small else 'missing'}."
+        )
     size = sum(block.nbytes for block in senses)
     _check_small(folder, metadata["sha256"], small, num_senses)
     if verify or (verify is None and size <= VERIFY_BYTES):
@@ -306,6 +317,10 @@ def _check_small(folder: Path, checksums: dict[str, Any], tensors: dict[str, tor
         raise ValueError(f"{folder}: counts has negative entries.")
     if not bool((torch.isfinite(spread) & (spread >= 0)).all()):
         raise ValueError(f"{folder}: spread has entries that are negative or not finite.")
+    if "scales" in tensors and not scales_are_sound(tensors["scales"]):
+        raise ValueError(
+            f"{folder}: scales has entries that are negative or not finite, or too large for a finite sense."
+        )
     for name, tensor in tensors.items():
         _compare(folder, name, sha256_of([tensor]), checksums)
 
@@ -319,6 +334,10 @@ def _check_senses(
         for rows in block.split(max(1, 2**20 // max(1, block.shape[1]))):
             if not bool(torch.isfinite(rows).all()):
                 raise ValueError(f"{folder}: senses holds NaN or infinite values. Build the dictionary again.")
+            if rows.dtype == torch.int8 and bool((rows < -LARGEST).any()):
+                raise ValueError(
+                    f"{folder}: int8 senses should be from -{LARGEST} to {LARGEST}, but hold {int(rows.min())}."
+                )
             digest.update(rows.view(-1).view(torch.uint8).numpy().data)
             if mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
                 mapping.madvise(mmap.MADV_DONTNEED)  # nothing has been written to it yet

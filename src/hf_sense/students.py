@@ -46,7 +46,8 @@ def make_student(
         dictionary_path: leave the senses in a dictionary outside instead of among the weights: a single name, such as
             ``"senses"``, for a folder that is saved beside the weights; a path; or an id on the Hub. ``dictionary`` should
             be what it holds.
-        **config_fields: fields of ``SenseConfig``, such as ``pooling``, ``selection`` or ``num_labels``.
+        **config_fields: fields of ``SenseConfig``, such as ``pooling``, ``selection`` or ``num_labels``. With
+            ``sense_dtype="int8"`` the dictionary is made int8; one that is int8 stays so.
 
     Raises:
         ValueError: if tokenizer, width or number of layers do not fit, naming both sides.
@@ -78,6 +79,10 @@ def make_student(
             **{name: getattr(teacher.head_model.config, name) for name in ("id2label", "label2id", "problem_type")},
         }
     config_fields = {"metric": dictionary.metric, **inherited, **config_fields}
+    if dictionary_path is None:
+        int8 = config_fields.setdefault("sense_dtype", "int8" if dictionary.dtype == torch.int8 else None) == "int8"
+        if int8 != (dictionary.dtype == torch.int8):
+            dictionary = dictionary.to(torch.int8 if int8 else torch.float32)
     config_fields.setdefault("selection_temperature", natural_temperature(dictionary, config_fields["metric"]))
     student = model_class(
         SenseConfig(

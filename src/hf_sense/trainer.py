@@ -239,7 +239,7 @@ class SenseDistillationTrainer(Trainer):
             teacher_hidden = states.reshape(-1, self._dictionary.dim)[kept]
         table = self.student.sense_table
         index, senses, global_ids = table.layout(given["input_ids"].reshape(-1)[kept])
-        halves = table.half_norms()
+        halves = table.half_norms(senses)
 
         def scores_of(states: torch.Tensor) -> torch.Tensor:
             # A gradient scaler looks for overflow itself, and skips the step.
