@@ -143,6 +143,17 @@ def test_empty_texts_and_tokens_without_senses_have_a_page():
     assert "<svg" not in html
 
 
+def test_every_sense_is_listed():
+    """A token's rarer senses would be nowhere, or a hundred of them would bury the page."""
+    views = [SenseView(local, 5, 0.02, local / 4) for local in range(45)]
+    html = panel_html(token(local=0), views, plane(senses=45))
+    assert re.findall(r'hs-chip">(\d+)<', html) == [str(number) for number in range(1, 46)]
+    assert re.findall(r'hs-chip">(\d+)<', html.partition("<details>")[0])[-1] == "8"
+    assert "37 more, farther" in html
+    assert len(re.findall(r'hs-chip">', token_html(plane(senses=45), "bank"))) == 45
+    assert "<details>" not in panel_html(token(local=0), views[:8], None)
+
+
 @pytest.mark.parametrize("senses", [1, 2, 45])
 def test_planes_of_one_sense_and_of_many(senses):
     """One sense has no extent to scale by; more senses than colours, or equal ones, would leave the picture."""

@@ -31,7 +31,7 @@ DARK = {
 }  # fmt: skip
 _WIDTH, _HEIGHT, _MARGIN = 480, 360, 34
 _BADGE = 21.0  # least distance of two numbers
-_SENSES = 8  # listed in a panel
+_SENSES = 8  # in a list before it is folded
 _HINT = "Point at a mark, or move to one with Tab and the arrow keys, to read its context."
 
 
@@ -145,16 +145,12 @@ def panel_html(
     head = f"<h3>“{escape(token.text)}”</h3><p>{escape('. '.join([first[:1].upper() + first[1:], *said]))}.</p>"
     contexts = {number: sense.contexts for number, sense in enumerate(plane.contexts)} if plane else {}
     items = []
-    for view in views[:_SENSES]:
+    for view in views:
         away = "chosen" if view.local == token.local else f"distance {view.distance:.3g}"
-        items.append(
-            _sense_item(
-                view.local, f"{view.share:.0%} of the choice · {_times(view.count)} · {away}", contexts, view.share
-            )
-        )
-    more = f'<p class="hs-note">{len(views) - _SENSES} more senses, farther.</p>' if len(views) > _SENSES else ""
+        facts = f"{view.share:.0%} of the choice · {_times(view.count)} · {away}"
+        items.append(_sense_item(view.local, facts, contexts, view.share))
     drawn = plane_html(plane, token.text, here) if plane is not None else ""
-    listed = f'<div><ol class="hs-senses">{"".join(items)}</ol>{more}</div>' if items else ""
+    listed = _listed(items, "farther") if items else ""
     tail = f'<p class="hs-note" role="status">{escape(note)}</p>' if note else ""
     return (
         f'<section class="hs hs-panel"{attributes} aria-label="{escape(f"Senses of {token.text}")}">{head}'
@@ -173,7 +169,7 @@ def token_html(plane: TokenPlane, name: str) -> str:
     ]
     return (
         f'<section class="hs hs-panel" aria-label="{escape(f"Senses of {name}")}"><h3>“{escape(name)}”</h3>'
-        f'<div class="hs-columns">{plane_html(plane, name)}<div><ol class="hs-senses">{"".join(items)}</ol></div></div>'
+        f'<div class="hs-columns">{plane_html(plane, name)}{_listed(items, "rarer")}</div>'
         "</section>"
     )
 
@@ -287,6 +283,18 @@ def _classes(token: TokenReading) -> str:
     kind = f"hs-c{token.local % 10}" if token.local >= 0 else "hs-none"
     unsure = " hs-unsure" if token.local >= 0 and token.share < 0.5 else ""
     return kind + unsure + (" hs-special" if token.special else "")
+
+
+def _listed(items: Sequence[str], rest: str) -> str:
+    """The first items as a list, the others folded away under how many they are."""
+    first, others = items[:_SENSES], items[_SENSES:]
+    more = ""
+    if others:
+        more = (
+            f"<details><summary>{len(others)} more, {rest}</summary>"
+            f'<ol class="hs-senses">{"".join(others)}</ol></details>'
+        )
+    return f'<div><ol class="hs-senses">{"".join(first)}</ol>{more}</div>'
 
 
 def _sense_item(local: int, facts: str, contexts: dict[int, list[str]], share: float) -> str:
