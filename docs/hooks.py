@@ -1,7 +1,7 @@
 """Runs the tutorials while the site is built: blocks that open with ``python run``, a page's in one namespace.
 
-What a block prints is shown beneath it, and one that raises fails the build with its place. Outputs are kept under
-``runs/tutorials`` by the hash of all that they come from. It does not test that an output is good: tests do.
+What a block prints is shown beneath it unless it opens with ``python run quiet``; one that raises fails the build. Outputs are
+kept under ``runs/tutorials`` by the hash of all that they come from. It does not test that an output is good: tests do.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / "runs" / "tutorials"
-BLOCK = re.compile(r"^```python run\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^```python run( quiet)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # The names that the pages load from the Hub. Each is a folder of that name where the pages run, so no page needs a network.
 MODELS = {"sentence-transformers/all-MiniLM-L6-v2": "all-MiniLM-L6-v2"}
-TEXTS = {"train": 500, "test": 250}
-_QUIET = {"TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+TEXTS = {"train": 600, "test": 200}
+_QUIET = {"TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_WAIT_POLICY": "passive"}
 # A code span in a table's row: GitHub wants a bar in it escaped, Markdown in Python shows the backslash.
 _CODE_WITH_BAR = re.compile(r"`[^`\n]*\\\|[^`\n]*`")
 logger = logging.getLogger("mkdocs.hooks.tutorials")
@@ -40,7 +40,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         for line in markdown.split("\n")
     ]
     markdown = "\n".join(lines)
-    blocks = [(markdown.count("\n", 0, found.start(1)) + 1, found[1]) for found in BLOCK.finditer(markdown)]
+    blocks = [(markdown.count("\n", 0, found.start(2)) + 1, found[2]) for found in BLOCK.finditer(markdown)]
     if not blocks:
         return markdown
     name = page.file.src_uri
@@ -56,11 +56,11 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         logger.info("%s is not executed: %s.", name, reason)
         markdown = re.sub(r"(?m)^# .*$", r"\g<0>\n\n*Not executed in this build.*", markdown, count=1)
     texts = iter(outputs or [""] * len(blocks))
-    return BLOCK.sub(lambda found: f"```python\n{found[1]}```" + _shown(next(texts)), markdown)
+    return BLOCK.sub(lambda found: f"```python\n{found[2]}```" + _shown(next(texts), found[1]), markdown)
 
 
-def _shown(output: str) -> str:
-    return f"\n\n``` {{ .text .output }}\n{output.rstrip()}\n```" if output.strip() else ""
+def _shown(output: str, quiet: str | None) -> str:
+    return f"\n\n``` {{ .text .output }}\n{output.rstrip()}\n```" if output.strip() and not quiet else ""
 
 
 def _outputs(name: str, path: str, blocks: list[tuple[int, str]]) -> list[str]:

@@ -28,7 +28,8 @@ MODULES = [
     "clustering", "decoders", "evaluation", "kmeans", "losses", "markov", "pooling", "ragged", "report", "sampling",
 ]  # fmt: skip
 # What tiny texts and a tiny vocabulary need of adaptation.
-SMALL = 'adapted", max_length=32, mntp_steps=2, simcse_steps=2, mntp_batch_size=8, per_device_train_batch_size=8, mask_token="and"'
+SMALL = 'adapted", max_length=32, mntp_steps=2, simcse_steps=2, mask_token="and", mntp_batch_size=8, '
+SMALL += "per_device_train_batch_size=8"
 
 pytest.importorskip("mkdocs", reason="the site needs: pip install hf-sense[docs]")
 pytest.importorskip("material", reason="the site needs: pip install hf-sense[docs]")
