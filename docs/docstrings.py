@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import ast
+import re
 from typing import Any
 
 import griffe
 
 
 class HouseDocstrings(griffe.Extension):
-    """One example is an examples section, ``Methods:`` is prose, and a field's ``help`` is its docstring."""
+    """One example is an examples section, ``Methods:`` is a list, and a field's ``help`` is its docstring."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         """Renames the sections that the parser takes for others."""
         if obj.docstring is not None:
             lines = obj.docstring.value.split("\n")
             names = {"Example:": "Examples:", "Methods:": "Note: Methods"}
-            obj.docstring.value = "\n".join(names.get(line, line) for line in lines)
+            text = "\n".join(names.get(line, line) for line in lines)
+            if "Note: Methods" in text:
+                text = re.sub(r"(?m)^    (`\w+`: )", r"    - \1", text)
+            obj.docstring.value = text
 
     def on_attribute_instance(self, *, node: ast.AST | griffe.ObjectNode, attr: griffe.Attribute, **_: Any) -> None:
         """Takes ``field(default=..., metadata={"help": ...})`` apart."""

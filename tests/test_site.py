@@ -150,9 +150,12 @@ def test_a_tutorial_that_fails_stops_the_build_and_names_its_line(hooks, tmp_pat
     """Code of a page breaks, and the site shows it nevertheless; or nobody finds which."""
     from mkdocs.exceptions import PluginError
 
-    assert hooks.run_blocks("page.md", [(3, "x = 2\nprint(x)\n"), (9, "print(x + 1)\n")], tmp_path) == ["2\n", "3\n"]
-    with pytest.raises(PluginError, match=r'(?s)File "page.md", line 10.*ZeroDivisionError'):
-        hooks.run_blocks("page.md", [(3, "x = 2\n"), (9, "x = 0\n1 / x\n")], tmp_path)
+    good = ["a.md", [(3, "x = 2\nprint(x)\n"), (9, "print(x + 1)\n")], str(tmp_path)]
+    bad = ["b.md", [(3, "x = 0\n"), (9, "y = 1\ny / x\n")], str(tmp_path)]
+    ran = hooks.run_pages([good, bad])
+    assert next(ran) == ["a.md", ["2\n", "3\n"]]
+    with pytest.raises(PluginError, match=r'(?s)File "b.md", line 10.*ZeroDivisionError'):
+        next(ran)
 
 
 def test_outputs_are_kept_until_the_page_changes(hooks, tmp_path, monkeypatch):
@@ -160,14 +163,12 @@ def test_outputs_are_kept_until_the_page_changes(hooks, tmp_path, monkeypatch):
     monkeypatch.setattr(hooks, "CACHE", tmp_path / "kept")
     monkeypatch.setattr(hooks, "prepare", lambda folder: None)
     ran = []
-    monkeypatch.setattr(hooks, "run_blocks", lambda path, blocks, folder: ran.append(blocks) or [str(len(ran))])
+    monkeypatch.setattr(
+        hooks, "run_pages", lambda pages: [(path, ran.append(path) or [str(len(ran))]) for path, *_ in pages]
+    )
     first, second = [(1, "print(1)\n")], [(1, "print(2)\n")]
-    assert [hooks._outputs("a.md", "a.md", blocks) for blocks in (first, first, second, first)] == [
-        ["1"],
-        ["1"],
-        ["2"],
-        ["3"],
-    ]
+    made = [hooks.outputs_of({"a.md": blocks})["a.md"] for blocks in (first, first, second, first)]
+    assert made == [["1"], ["1"], ["2"], ["3"]]
     assert len(list((tmp_path / "kept").iterdir())) == 1
 
 
@@ -187,11 +188,7 @@ def test_pages_that_are_not_executed_run_on_tiny_models(
     (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    text = (DOCS / page).read_text(encoding="utf-8")
-    blocks = [
-        (text.count("\n", 0, found.start(1)) + 1, found[1])
-        for found in re.finditer(r"(?ms)^```python\n(.*?)^```$", text)
-    ]
+    blocks = hooks.blocks_of(DOCS / page, re.compile(r"(?ms)^```python( ?)\n(.*?)^```$"))
     blocks = [(line, code.replace('adapted", max_length=64', SMALL)) for line, code in blocks]
     assert len(blocks) == 3
     assert any(output.strip() for output in hooks.execute(page, blocks))
