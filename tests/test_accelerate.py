@@ -15,6 +15,13 @@ from transformers import AutoConfig
 from hf_sense.cli import main
 
 
+@pytest.fixture(autouse=True)
+def as_many_threads_after_as_before():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def folder(tmp_path, tiny_teacher_folder, texts):
     """A folder with a teacher without dropout, whose random numbers no two numbers of processes share, and texts."""
@@ -49,6 +56,7 @@ def launch(folder, arguments):
 def test_two_processes_build_and_distil_what_one_does(folder, monkeypatch, capsys):
     """Each process does all the work and writes over the other's, or the number of processes changes what is learned."""
     monkeypatch.chdir(folder)
+    torch.set_num_threads(1)  # as the processes have it: threads change the last bits
 
     def build(name):
         given = ["build", "--teacher", "teacher", "--dataset", "train.jsonl", "--output", str(folder / name / "senses")]

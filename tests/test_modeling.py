@@ -271,3 +271,13 @@ def test_labels_on_hard_senses_say_that_the_backbone_learns_nothing(teacher, dic
         assert caplog.text.count("no gradient reaches the backbone") == number
         learned = any(weight.grad is not None and weight.grad.any() for weight in model.model.backbone.parameters())
         assert learned == (selection == "straight_through")
+
+
+def test_loading_weights_leaves_the_dictionary_alone(teacher, dictionary):
+    """Weights that are loaded into a student are written into the dictionary that it was made from."""
+    before = dictionary.senses.clone(), dictionary.counts.clone(), dictionary.offsets.clone()
+    student = SenseModel.from_teacher(teacher, dictionary, num_hidden_layers=1)
+    state = {name: torch.zeros_like(tensor) for name, tensor in student.state_dict().items()}
+    student.load_state_dict(state)
+    assert not student.sense_table.senses.any()
+    assert all(torch.equal(a, b) for a, b in zip(before, (dictionary.senses, dictionary.counts, dictionary.offsets)))

@@ -49,15 +49,17 @@ class SenseTable(nn.Module):
         self._probabilities: tuple[Any, torch.Tensor] | None = None
 
     def fill(self, dictionary: SenseDictionary, dtype: torch.dtype, outside: bool) -> None:
-        """Takes over a dictionary's tensors; tokens past its vocabulary get no senses."""
+        """Copies a dictionary's tensors, or keeps it outside; tokens past its vocabulary get no senses."""
         extra = len(self.offsets) - len(dictionary.offsets)
         self.offsets = torch.nn.functional.pad(dictionary.offsets, (0, extra), value=dictionary.num_senses)
-        self.counts, self.spread = dictionary.counts, dictionary.spread
+        # Copies: weights that are loaded later should not be written into the dictionary.
+        self.counts, self.spread = dictionary.counts.clone(), dictionary.spread.clone()
         if outside:
             self.outside = dictionary
         else:
-            self.senses = dictionary.senses if dictionary.scales is not None else dictionary.senses.to(dtype)
-            self.scales = dictionary.scales
+            kept = dictionary.senses.dtype if dictionary.scales is not None else dtype
+            self.senses = dictionary.senses.to(kept, copy=True)
+            self.scales = None if dictionary.scales is None else dictionary.scales.clone()
 
     def _apply(self, fn: Any, recurse: bool = True) -> SenseTable:
         """Moves the table as any module, but leaves the scales float32 where a cast makes the weights narrower."""
