@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-import hf_sense.dictionary
 import hf_sense.quantization
+import hf_sense.row_blocks
 from hf_sense import SenseDictionary, build_dictionary
 from hf_sense.quantization import dequantize, dequantize_table, quantize
 from hf_sense.ragged import METRICS
+from hf_sense.row_blocks import RowBlocks
 from hf_sense.storage import JSON_NAME, TENSORS_NAME
 
 
@@ -88,9 +89,9 @@ def test_only_the_batchs_own_rows_are_read(monkeypatch, dtype):
     """A table larger than memory is unpacked for a batch of three tokens."""
     dictionary = make((3,) * 500, dtype)
     read = []
-    plain = SenseDictionary._stored_rows
-    monkeypatch.setattr(SenseDictionary, "_stored_rows", lambda d, ids: read.append(ids.tolist()) or plain(d, ids))
-    monkeypatch.setattr(hf_sense.dictionary, "dequantize_table", lambda *_: pytest.fail("the table was unpacked"))
+    plain = RowBlocks._stored
+    monkeypatch.setattr(RowBlocks, "_stored", lambda d, ids: read.append(ids.tolist()) or plain(d, ids))
+    monkeypatch.setattr(hf_sense.row_blocks, "dequantize_table", lambda *_: pytest.fail("the table was unpacked"))
     ids = torch.tensor([[7, 400, 7], [7, 400, 9]])
     dictionary.lookup(ids, torch.randn(2, 3, 8), torch.tensor([[1, 1, 1], [1, 1, 0]]))
     assert read == [[21, 22, 23, 1200, 1201, 1202]]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,9 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from hf_sense import hub, storage
-from hf_sense.charts import draw_histogram, figure_class_for_files
 from hf_sense.model_card import Provenance, dictionary_card, write_card
-from hf_sense.quantization import LARGEST, dequantize, dequantize_table, quantize, scales_are_sound
 from hf_sense.ragged import (
     NO_SENSE,
     Metric,
@@ -29,14 +26,11 @@ from hf_sense.ragged import (
     sense_scores,
     take_senses,
 )
+from hf_sense.row_blocks import RowBlocks
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
     from transformers import PreTrainedTokenizerBase
-
-# Norms of a larger table are computed for the rows a batch touches, so that the others stay on disk.
-_KEEP_NORMS_BYTES = 2**30
-_PICTURE = "senses_per_token.png"
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -126,42 +120,23 @@ class SenseDictionary:
         check_values: bool | None = None,
         scales: torch.Tensor | None = None,
     ) -> None:
-        self._blocks = [senses] if isinstance(senses, torch.Tensor) else list(senses)
+        self._table = RowBlocks([senses] if isinstance(senses, torch.Tensor) else senses, scales)
         self.offsets = offsets
-        total = sum(len(block) for block in self._blocks)
+        total = len(self._table)
         self.counts = torch.ones(total, dtype=torch.int64) if counts is None else counts
         self.spread = torch.zeros(total, dtype=torch.float32) if spread is None else spread
-        self.scales = scales
         self.metric: Metric = check_metric(metric)
         self.tokenizer_fingerprint = tokenizer_fingerprint
         self.metadata = dict(metadata or {})
         self.tokenizer = tokenizer
         self.hub_source: hub.Source | None = None
         self._checksums: dict[str, str] | None = None
-        self._half_norms: torch.Tensor | None = None
         self._check_shapes()
-        size = sum(block.nbytes for block in self._blocks)
-        if check_values or (check_values is None and size <= storage.VERIFY_BYTES):
+        if check_values or (check_values is None and self._table.nbytes <= storage.VERIFY_BYTES):
             self.check_finite()
 
     def _check_shapes(self) -> None:
-        blocks, total = self._blocks, self.num_senses
-        if not blocks or any(
-            b.ndim != 2 or b.shape[1] != blocks[0].shape[1] or b.dtype != blocks[0].dtype for b in blocks
-        ):
-            raise ValueError(
-                "senses should be (num_senses, dim), or row blocks of one width and dtype, but got "
-                f"{[(tuple(block.shape), block.dtype) for block in blocks]}."
-            )
-        if blocks[0].dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.int8):
-            raise ValueError(
-                f"senses should be float16, bfloat16 or float32, or int8 with scales, but is {blocks[0].dtype}."
-            )
-        if (blocks[0].dtype == torch.int8) != (self.scales is not None):
-            raise ValueError(
-                f"int8 senses need scales and others take none, but senses is {blocks[0].dtype} and scales "
-                f"{'missing' if self.scales is None else 'given'}. SenseDictionary.to(torch.int8) makes both."
-            )
+        total = self.num_senses
         offsets = self.offsets
         if offsets.ndim != 1 or offsets.dtype != torch.int64 or len(offsets) < 1:
             raise ValueError(
@@ -172,17 +147,11 @@ class SenseDictionary:
                 f"offsets should rise from 0 to num_senses = {total} without a step back, but runs from {int(offsets[0])} "
                 f"to {int(offsets[-1])}."
             )
-        for name, tensor, dtype in (
-            ("counts", self.counts, torch.int64),
-            ("spread", self.spread, torch.float32),
-            ("scales", self.scales, torch.float32),
-        ):
-            if tensor is not None and (tuple(tensor.shape) != (total,) or tensor.dtype != dtype):
+        for name, tensor, dtype in (("counts", self.counts, torch.int64), ("spread", self.spread, torch.float32)):
+            if tuple(tensor.shape) != (total,) or tensor.dtype != dtype:
                 raise ValueError(f"{name} should be {dtype} ({total},), but is {tensor.dtype} {tuple(tensor.shape)}.")
         if bool((self.counts < 0).any()):
             raise ValueError("counts should not be negative.")
-        if self.scales is not None and not scales_are_sound(self.scales):
-            raise ValueError(f"scales should be at least 0 and {LARGEST} times each finite.")
 
     def _small_tensors(self) -> dict[str, torch.Tensor]:
         small = {"offsets": self.offsets, "counts": self.counts, "spread": self.spread}
@@ -190,12 +159,7 @@ class SenseDictionary:
 
     def check_finite(self) -> None:
         """Reads every sense; raises ``ValueError`` if a value is NaN or infinite. Done at construction up to 256 MiB."""
-        for block in self._blocks:
-            for rows in block.split(max(1, 2**20 // max(1, self.dim))):
-                if self.scales is not None and bool((rows < -LARGEST).any()):
-                    raise ValueError(f"int8 senses should be from -{LARGEST} to {LARGEST}, but hold {int(rows.min())}.")
-                if not bool(torch.isfinite(rows).all()):
-                    raise ValueError("senses holds NaN or infinite values; look for them in the teacher's output.")
+        self._table.check_finite()
 
     @property
     def senses(self) -> torch.Tensor:
@@ -203,17 +167,22 @@ class SenseDictionary:
 
         One stored in several files is copied into memory by this; by ``rows`` it is not.
         """
-        return self._blocks[0] if len(self._blocks) == 1 else torch.cat(self._blocks)
+        return self._table.whole()
+
+    @property
+    def scales(self) -> torch.Tensor | None:
+        """Float32 ``(num_senses,)`` beside int8 senses; ``None`` beside others."""
+        return self._table.scales
 
     @property
     def dim(self) -> int:
         """The width of a sense."""
-        return int(self._blocks[0].shape[1])
+        return self._table.dim
 
     @property
     def num_senses(self) -> int:
         """How many senses there are in all."""
-        return sum(len(block) for block in self._blocks)
+        return len(self._table)
 
     @property
     def vocab_size(self) -> int:
@@ -223,13 +192,13 @@ class SenseDictionary:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype in which the senses are stored."""
-        return self._blocks[0].dtype
+        return self._table.dtype
 
     @property
     def fingerprint(self) -> str:
         """Names the table by its bytes: targets and students hold it to know their dictionary again."""
         if self._checksums is None:
-            parts = {"senses": self._blocks, "offsets": [self.offsets]}
+            parts = {"senses": self._table.blocks, "offsets": [self.offsets]}
             parts |= {} if self.scales is None else {"scales": [self.scales]}
             self._checksums = {name: storage.sha256_of(blocks) for name, blocks in parts.items()}
         names = ("senses", "offsets") if self.scales is None else ("senses", "offsets", "scales")
@@ -240,19 +209,7 @@ class SenseDictionary:
 
         They have the table's dtype; int8 ones come as float32, multiplied with their scales.
         """
-        stored = self._stored_rows(sense_ids)
-        return stored if self.scales is None else dequantize(stored, self.scales.index_select(0, sense_ids))
-
-    def _stored_rows(self, sense_ids: torch.Tensor) -> torch.Tensor:
-        if len(self._blocks) == 1:
-            return self._blocks[0].index_select(0, sense_ids)
-        ends = torch.tensor([len(block) for block in self._blocks]).cumsum(0)
-        owner = torch.searchsorted(ends, sense_ids, right=True)
-        result = torch.empty(len(sense_ids), self.dim, dtype=self.dtype)
-        for number, block in enumerate(self._blocks):
-            mine = (owner == number).nonzero().squeeze(-1)
-            result[mine] = block.index_select(0, sense_ids[mine] - (ends[number] - len(block)))
-        return result
+        return self._table.rows(sense_ids)
 
     def senses_of(self, token: int | str, tokenizer: PreTrainedTokenizerBase | None = None) -> TokenSenses:
         """The senses of a token id, or of a token given as text.
@@ -311,10 +268,10 @@ class SenseDictionary:
         return result.view(input_ids.shape)
 
     def _lookup(self, token_ids: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-        if self._is_one_float32_table_on(hidden.device):
+        if self._table.is_float32_on(hidden.device):
             index = RaggedIndex.of(token_ids, self.offsets)
-            halves = self._kept_half_norms()
-            return best_sense(sense_scores(hidden, index, self._blocks[0], self.metric, halves), index)
+            halves = None if self.metric == "dot" else self._table.half_norms()
+            return best_sense(sense_scores(hidden, index, self.senses, self.metric, halves), index)
         # The table is elsewhere, in several files, or narrower than the fast kernels take: bring the batch's own rows
         # together as float32 and number them anew.
         tokens, compact_ids = token_ids.to(self.offsets.device).unique(return_inverse=True)
@@ -330,16 +287,6 @@ class SenseDictionary:
             return best
         return torch.where(best >= 0, own.sense_ids.to(best.device)[best.clamp_min(0)], NO_SENSE)
 
-    def _is_one_float32_table_on(self, device: torch.device) -> bool:
-        return self.dtype == torch.float32 and len(self._blocks) == 1 and self._blocks[0].device == device
-
-    def _kept_half_norms(self) -> torch.Tensor | None:
-        if self.metric == "dot" or self._blocks[0].nbytes > _KEEP_NORMS_BYTES:
-            return None
-        if self._half_norms is None:
-            self._half_norms = half_squared_norms(self._blocks[0])
-        return self._half_norms
-
     def replace(
         self, input_ids: torch.Tensor, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None
     ) -> torch.Tensor:
@@ -350,8 +297,8 @@ class SenseDictionary:
         """
         sense_ids = self.lookup(input_ids, hidden_states, attention_mask).reshape(-1)
         hidden = hidden_states.reshape(-1, self.dim)
-        if self._is_one_float32_table_on(hidden.device):
-            return take_senses(self._blocks[0], sense_ids, hidden).view_as(hidden_states)
+        if self._table.is_float32_on(hidden.device):
+            return take_senses(self.senses, sense_ids, hidden).view_as(hidden_states)
         found = (sense_ids >= 0).nonzero().squeeze(-1)
         result = hidden.clone()
         result[found] = self.rows(sense_ids[found].to(self.offsets.device)).to(result)
@@ -371,7 +318,7 @@ class SenseDictionary:
             "median_senses_per_token": int(lengths.median()) if len(lengths) else 0,
             "max_senses_per_token": int(lengths.max()) if len(lengths) else 0,
             "mean_spread": float((self.spread.double() * self.counts).sum() / max(1, occurrences)),
-            "megabytes": sum(part.nbytes for part in (*self._blocks, self.scales) if part is not None) / 1e6,
+            "megabytes": self._table.nbytes / 1e6,
         }
 
     def to(self, dtype: torch.dtype) -> SenseDictionary:
@@ -380,23 +327,8 @@ class SenseDictionary:
         Raises:
             ValueError: if a value overflows the dtype; bfloat16 has float32's range.
         """
-        if dtype == self.dtype:
-            return self._copy(self._blocks, self.offsets, self.counts, self.spread, self.scales)
-        scales = None
-        if dtype == torch.int8:
-            quantized = [quantize(block) for block in self._blocks]
-            blocks = [values for values, _ in quantized]
-            scales = torch.cat([part for _, part in quantized])
-        elif self.scales is not None:
-            parts = self.scales.split([len(block) for block in self._blocks])
-            blocks = [dequantize_table(block, part, dtype) for block, part in zip(self._blocks, parts)]
-        else:
-            blocks = [block.to(dtype) for block in self._blocks]
-        if any(bool(torch.isinf(block).any()) for block in blocks):
-            steps = torch.arange(self.num_senses).split(4096)
-            largest = max(float(self.rows(ids).abs().max()) for ids in steps)
-            raise ValueError(f"A sense value of {largest:.4g} overflows {dtype}; use torch.bfloat16.")
-        return self._copy(blocks, self.offsets, self.counts, self.spread, scales)
+        table = self._table.to(dtype)
+        return self._copy(table.blocks, self.offsets, self.counts, self.spread, table.scales)
 
     def merge(self, other: SenseDictionary) -> SenseDictionary:
         """A dictionary with the senses of both: each token's own first, then those of ``other``.
@@ -466,7 +398,7 @@ class SenseDictionary:
             "tokenizer_fingerprint": self.tokenizer_fingerprint,
             **self.metadata,
         }
-        storage.write_dictionary(folder, self._blocks, self._small_tensors(), description, max_shard_size)
+        storage.write_dictionary(folder, self._table.blocks, self._small_tensors(), description, max_shard_size)
         write_card(folder, dictionary_card(folder.name, self.metadata, self.summary()))
 
     def push_to_hub(
@@ -504,22 +436,13 @@ class SenseDictionary:
             PermissionError: if the token may not write.
             ConnectionError: if the upload broke.
         """
-        if not hub.is_repo_id(repo_id):
-            raise ValueError(f"repo_id should be 'name' or 'org/name', but is {repo_id!r}.")
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary)
-            self.save_pretrained(folder, max_shard_size)
-            picture: str | None = _PICTURE
-            try:
-                draw_histogram(figure_class_for_files(), self.offsets, folder / _PICTURE)
-            except ImportError:
-                picture = None
-            about = Provenance(license=license, datasets=datasets)
-            write_card(folder, dictionary_card(repo_id, self.metadata, self.summary(), about, picture))
-            commit = hub.push(
-                folder, repo_id, what="a sense dictionary", private=private, token=token, revision=revision,
-                commit_message=commit_message, create_pr=create_pr, replaces=["sense_dictionary*"],
-            )  # fmt: skip
+        from hf_sense.publishing import push_dictionary
+
+        about = Provenance(license=license, datasets=datasets)
+        commit = push_dictionary(
+            self, repo_id, about, max_shard_size, private=private, token=token, revision=revision,
+            commit_message=commit_message, create_pr=create_pr,
+        )  # fmt: skip
         self.hub_source = hub.Source(repo_id, commit.oid)
         return commit
 

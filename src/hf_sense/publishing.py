@@ -1,4 +1,4 @@
-"""A model's dictionary when it lies outside the weights, and the model's way to the Hub.
+"""Dictionaries and models on their way to the Hub, and a model's dictionary when it lies outside the weights.
 
 How files travel is in ``hf_sense.hub``; loading and saving the weights themselves is Transformers'.
 """
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from huggingface_hub import CommitInfo
 from transformers import PreTrainedTokenizerBase
 
@@ -17,7 +18,7 @@ from hf_sense import hub
 from hf_sense.charts import draw_histogram, figure_class_for_files
 from hf_sense.configuration_sense import SenseConfig
 from hf_sense.dictionary import SenseDictionary
-from hf_sense.model_card import Provenance, model_card, write_card
+from hf_sense.model_card import Provenance, dictionary_card, model_card, write_card
 from hf_sense.storage import JSON_NAME
 
 if TYPE_CHECKING:
@@ -102,6 +103,30 @@ def pin_dictionary(model: SensePreTrainedModel, token: str | bool | None = None)
         config.sense_dictionary_revision = hub.commit_of(where, token=token)
 
 
+def push_dictionary(
+    dictionary: SenseDictionary, repo_id: str, about: Provenance, max_shard_size: int, **options: Any
+) -> CommitInfo:
+    """Pushes a dictionary, its card and a picture in one commit. Users call it as ``dictionary.push_to_hub``.
+
+    Args:
+        dictionary: a sense dictionary.
+        repo_id: ``"org/name"``; made if it is missing.
+        about: what the card says beyond the dictionary.
+        max_shard_size: bytes of senses a file.
+        **options: of ``hf_sense.hub.push``.
+
+    Raises:
+        ValueError: if ``repo_id`` is no repository's name.
+    """
+    _check_name(repo_id)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        dictionary.save_pretrained(folder, max_shard_size)
+        picture = _picture(dictionary.offsets, folder)
+        write_card(folder, dictionary_card(repo_id, dictionary.metadata, dictionary.summary(), about, picture))
+        return hub.push(folder, repo_id, what="a sense dictionary", replaces=["sense_dictionary*"], **options)
+
+
 def push_model(
     model: SensePreTrainedModel,
     repo_id: str,
@@ -149,8 +174,7 @@ def push_model(
         PermissionError: if the token may not write.
         ConnectionError: if the upload broke; the repository is as it was.
     """
-    if not hub.is_repo_id(repo_id):
-        raise ValueError(f"repo_id should be 'name' or 'org/name', but is {repo_id!r}.")
+    _check_name(repo_id)
     if sentence_transformers is not False and tokenizer is None:
         raise ValueError("sentence_transformers needs the tokenizer too: pass tokenizer=.")
     pin_dictionary(model, token)
@@ -164,11 +188,7 @@ def push_model(
             model.save_pretrained(folder, max_shard_size=max_shard_size)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
-        picture: str | None = _PICTURE
-        try:
-            draw_histogram(figure_class_for_files(), model.sense_table.offsets.cpu(), folder / _PICTURE)
-        except ImportError:
-            picture = None
+        picture = _picture(model.sense_table.offsets.cpu(), folder)
         facts = {
             "layers": config.get_text_config().num_hidden_layers,
             "parameters": model.num_parameters(),
@@ -195,3 +215,17 @@ def push_model(
 def auto_class_of(model: SensePreTrainedModel) -> str:
     """The Auto class that loads it."""
     return "AutoModel" if model.base_model is model else "AutoModelForSequenceClassification"
+
+
+def _check_name(repo_id: str) -> None:
+    if not hub.is_repo_id(repo_id):
+        raise ValueError(f"repo_id should be 'name' or 'org/name', but is {repo_id!r}.")
+
+
+def _picture(offsets: torch.Tensor, folder: Path) -> str | None:
+    """Draws the card's picture, if matplotlib is there."""
+    try:
+        draw_histogram(figure_class_for_files(), offsets, folder / _PICTURE)
+    except ImportError:
+        return None
+    return _PICTURE
