@@ -1,6 +1,6 @@
 """Sense dictionaries for Transformers: a few vectors for each token, one a meaning, and students that choose among them.
 
-Importing it registers the model type ``sense`` with ``AutoConfig``, ``AutoModel`` and
+Importing it registers the model types ``sense`` and ``folded_sense`` with ``AutoConfig``, ``AutoModel`` and
 ``AutoModelForSequenceClassification``; the public names below load on first use.
 """
 
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from hf_sense.builder import build_dictionary as build_dictionary
     from hf_sense.configuration_sense import SenseConfig as SenseConfig
     from hf_sense.dictionary import SenseDictionary as SenseDictionary
+    from hf_sense.folded import FoldedSenseConfig as FoldedSenseConfig
+    from hf_sense.folded import FoldedSenseModel as FoldedSenseModel
+    from hf_sense.folded import FoldedSenseModelForSequenceClassification as FoldedSenseModelForSequenceClassification
     from hf_sense.modeling_sense import SenseModel as SenseModel
     from hf_sense.modeling_sense import SenseModelForSequenceClassification as SenseModelForSequenceClassification
     from hf_sense.targets import compute_sense_targets as compute_sense_targets
@@ -25,6 +28,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "FoldedSenseConfig": "folded",
+    "FoldedSenseModel": "folded",
+    "FoldedSenseModelForSequenceClassification": "folded",
     "SenseConfig": "configuration_sense",
     "SenseDictionary": "dictionary",
     "SenseDistillationConfig": "trainer",
@@ -49,15 +55,21 @@ def __dir__() -> list[str]:
 
 
 def register() -> None:
-    """Registers the model type with Transformers' Auto classes. Importing ``hf_sense`` has done it; the command does later."""
+    """Registers the model types with Transformers' Auto classes. Importing ``hf_sense`` has done it; the command does later."""
     from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
     from hf_sense.configuration_sense import SenseConfig
+    from hf_sense.folded import FoldedSenseConfig, FoldedSenseModel, FoldedSenseModelForSequenceClassification
     from hf_sense.modeling_sense import SenseModel, SenseModelForSequenceClassification
 
     AutoConfig.register("sense", SenseConfig, exist_ok=True)
     AutoModel.register(SenseConfig, SenseModel, exist_ok=True)
     AutoModelForSequenceClassification.register(SenseConfig, SenseModelForSequenceClassification, exist_ok=True)
+    AutoConfig.register("folded_sense", FoldedSenseConfig, exist_ok=True)
+    AutoModel.register(FoldedSenseConfig, FoldedSenseModel, exist_ok=True)
+    AutoModelForSequenceClassification.register(
+        FoldedSenseConfig, FoldedSenseModelForSequenceClassification, exist_ok=True
+    )
 
 
 def _is_command() -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from transformers import AutoConfig, PretrainedConfig
 
@@ -18,17 +18,7 @@ SELECTIONS: tuple[str, ...] = get_args(Selection)
 # With trust_remote_code=True Transformers reads this file out of a model's folder. It hands over the installed package's
 # classes, so that no code travels with a model.
 _STUB_NAME = "modeling_hf_sense"
-_CLASSES = {
-    "AutoConfig": "SenseConfig",
-    "AutoModel": "SenseModel",
-    "AutoModelForSequenceClassification": "SenseModelForSequenceClassification",
-}
-_STUB = f'''"""Loads the classes of the installed package: pip install hf-sense. The model's own code is there, not here."""
-
-from hf_sense import {", ".join(_CLASSES.values())}
-
-__all__ = {list(_CLASSES.values())}
-'''
+_STUB = "Loads the classes of the installed package: pip install hf-sense. The model's own code is there, not here."
 
 
 class SenseConfig(PretrainedConfig):
@@ -62,6 +52,11 @@ class SenseConfig(PretrainedConfig):
     """
 
     model_type = "sense"
+    auto_classes: ClassVar[dict[str, str]] = {
+        "AutoConfig": "SenseConfig",
+        "AutoModel": "SenseModel",
+        "AutoModelForSequenceClassification": "SenseModelForSequenceClassification",
+    }
     sub_configs = {"backbone_config": AutoConfig}  # noqa: RUF012 (the form that transformers reads)
     attribute_map = {"hidden_size": "sense_dim"}  # noqa: RUF012
 
@@ -137,9 +132,11 @@ class SenseConfig(PretrainedConfig):
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """As every configuration; the file through which ``trust_remote_code=True`` finds the classes is written beside it."""
         # Loaded through that file from the Hub, the map names the repository that it came from.
-        self.auto_map = {auto: f"{_STUB_NAME}.{name}" for auto, name in _CLASSES.items()}
+        self.auto_map = {auto: f"{_STUB_NAME}.{name}" for auto, name in self.auto_classes.items()}
         super().save_pretrained(save_directory, *args, **kwargs)
-        write_text(Path(save_directory) / f"{_STUB_NAME}.py", _STUB)
+        names = list(self.auto_classes.values())
+        stub = f'"""{_STUB}"""\n\nfrom hf_sense import {", ".join(names)}\n\n__all__ = {names}\n'
+        write_text(Path(save_directory) / f"{_STUB_NAME}.py", stub)
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:

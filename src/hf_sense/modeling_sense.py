@@ -6,27 +6,25 @@ a teacher, in ``hf_sense.students``.
 
 from __future__ import annotations
 
-import inspect
 import logging
 import os
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from huggingface_hub import CommitInfo
 from torch import nn
-from transformers import AutoModel, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import ModelOutput, SequenceClassifierOutput
-from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
+from hf_sense.backbone import backbone_inputs, make_backbone, run_backbone
+from hf_sense.base_model import BaseSenseModel
 from hf_sense.configuration_sense import SenseConfig
 from hf_sense.dictionary import SenseDictionary
-from hf_sense.padding import RightAligned
-from hf_sense.pooling import frequency_weights, pool
-from hf_sense.publishing import HUB_ARGUMENTS, open_dictionary, push_model, save_dictionary_beside
+from hf_sense.publishing import open_dictionary
 from hf_sense.sense_table import SenseTable
+
+if TYPE_CHECKING:
+    from hf_sense.folded import FoldedPreTrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -53,16 +51,11 @@ class SenseModelOutput(ModelOutput):
     attentions: tuple[torch.Tensor, ...] | None = None
 
 
-class SensePreTrainedModel(PreTrainedModel):
-    """What both sense models share: loading, resizing, saving."""
+class SensePreTrainedModel(BaseSenseModel):
+    """What both sense models share: loading, resizing, folding; saving and pushing are ``BaseSenseModel``'s."""
 
     config_class = SenseConfig
-    base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
     # Its buffers are not parameters, so accelerate would leave the table behind if it were split.
     _no_split_modules = ["SenseTable"]  # noqa: RUF012
 
@@ -76,46 +69,6 @@ class SensePreTrainedModel(PreTrainedModel):
         if model.config.sense_dictionary:
             model.sense_table.outside = open_dictionary(model.config, pretrained_model_name_or_path, kwargs)
         return loaded
-
-    def save_pretrained(
-        self, save_directory: str | os.PathLike[str], *args: Any, push_to_hub: bool = False, **kwargs: Any
-    ) -> None:
-        """As every Transformers model; a dictionary beside the weights is saved with them."""
-        hub_arguments = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs} if push_to_hub else {}
-        super().save_pretrained(save_directory, *args, **kwargs)
-        if kwargs.get("is_main_process", True):
-            save_dictionary_beside(self, Path(save_directory))
-        if push_to_hub:
-            self.push_to_hub(hub_arguments.pop("repo_id", Path(save_directory).name), **hub_arguments)
-
-    def push_to_hub(self, repo_id: str, **options: Any) -> CommitInfo:
-        """Pushes model, card and, if it lies beside the weights, dictionary in one commit.
-
-        See ``hf_sense.publishing.push_model`` for the options: ``private``, ``token``, ``revision``, ``commit_message``,
-        ``commit_description``, ``create_pr``, ``max_shard_size``, ``tokenizer``, ``license``, ``datasets``, ``metrics``.
-        """
-        return push_model(self, repo_id, **options)
-
-    def save_for_sentence_transformers(
-        self, save_directory: str | os.PathLike[str], tokenizer: PreTrainedTokenizerBase, **options: Any
-    ) -> None:
-        """Saves the model so that ``SentenceTransformer(save_directory)`` gives the vectors of ``config.pooling``.
-
-        See ``hf_sense.sentences.save_for_sentence_transformers`` for the options: ``max_seq_length``, ``prompts``,
-        ``default_prompt_name``, ``include_prompt``, ``normalize``.
-        """
-        from hf_sense.sentences import save_for_sentence_transformers
-
-        save_for_sentence_transformers(self, save_directory, tokenizer, **options)
-
-    @classmethod
-    def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
-        """Does nothing: it would make every later save copy this package's source files into the model's folder."""
-
-    @property
-    def sense_table(self) -> SenseTable:
-        """The model's senses."""
-        return self.base_model.table
 
     def to_dictionary(self) -> SenseDictionary:
         """The model's senses as a dictionary that can be saved, inspected or given to another student."""
@@ -134,14 +87,6 @@ class SensePreTrainedModel(PreTrainedModel):
             scales=None if table.scales is None else table.scales.cpu(),
         )
 
-    def get_input_embeddings(self) -> nn.Module:
-        """The backbone's token embeddings."""
-        return self.base_model.backbone.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replaces the backbone's token embeddings."""
-        self.base_model.backbone.set_input_embeddings(value)
-
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Embedding:
         """As every Transformers model; new tokens have no senses, and the senses of tokens cut off are dropped."""
         embeddings = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
@@ -159,6 +104,15 @@ class SensePreTrainedModel(PreTrainedModel):
             self.config.num_senses = kept
         self.config.vocab_size = size
         return embeddings
+
+    def fold(self) -> FoldedPreTrainedModel:
+        """A model for inference that gives the same answers and needs less; this one stays as it is.
+
+        See ``hf_sense.folding.fold`` for what is folded and what is refused.
+        """
+        from hf_sense.folding import fold
+
+        return fold(self)
 
     @classmethod
     def from_teacher(cls, teacher: Any, dictionary: SenseDictionary, **options: Any) -> SensePreTrainedModel:
@@ -191,7 +145,7 @@ class SenseModel(SensePreTrainedModel):
         width = config.backbone_config.get_text_config().hidden_size
         self.sense_projection = nn.Linear(width, config.sense_dim) if width != config.sense_dim else None
         self.table = SenseTable(config)
-        self._backbone_inputs = set(inspect.signature(self.backbone.forward).parameters)
+        self._backbone_inputs = backbone_inputs(self.backbone)
         self._no_split_modules = sorted({"SenseTable", *(self.backbone._no_split_modules or ())})
         self.post_init()
 
@@ -229,15 +183,17 @@ class SenseModel(SensePreTrainedModel):
             raise ValueError("A sense model needs input_ids, also beside inputs_embeds: senses belong to token ids.")
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        aligned = RightAligned(attention_mask)
-        inputs = {"attention_mask": attention_mask, "token_type_ids": token_type_ids}
-        inputs |= {"input_ids": input_ids} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
-        inputs = {name: aligned.move(tensor) for name, tensor in inputs.items() if tensor is not None}
-        extra = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions, **kwargs}
-        inputs |= {name: value for name, value in extra.items() if value is not None}
-        inputs = {name: value for name, value in inputs.items() if name in self._backbone_inputs or name in extra}
-        output = self.backbone(**inputs, return_dict=True)
-        contextual = aligned.restore(output.last_hidden_state)
+        contextual, output = run_backbone(
+            self.backbone,
+            self._backbone_inputs,
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            inputs_embeds,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            **kwargs,
+        )
         if self.sense_projection is not None:
             contextual = self.sense_projection(contextual)
         if output_contextual:
@@ -254,16 +210,6 @@ class SenseModel(SensePreTrainedModel):
             attentions=output.get("attentions"),
         )
         return result if return_dict is not False else result.to_tuple()
-
-    def pool(
-        self, hidden_states: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """One vector a text by ``config.pooling``: ``(batch, sequence, dim)`` in, ``(batch, dim)`` out."""
-        attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        weights = None
-        if self.config.pooling == "frequency":
-            weights = frequency_weights(self.table.probabilities(), self.config.frequency_smoothing)[input_ids]
-        return pool(hidden_states, attention_mask, self.config.pooling, weights)
 
 
 class SenseModelForSequenceClassification(SensePreTrainedModel):
@@ -349,11 +295,3 @@ class SenseModelForSequenceClassification(SensePreTrainedModel):
         if self.head_dense is not None and self.head_activation is not None:
             vectors = self.head_activation(self.head_dense(self.head_dropout(vectors)))
         return self.classifier(self.head_dropout(vectors))
-
-
-def make_backbone(config: PretrainedConfig) -> PreTrainedModel:
-    """An empty model of ``config``, without a pooling layer where the class lets one choose."""
-    model_class = MODEL_MAPPING.get(type(config), None)
-    if isinstance(model_class, type) and "add_pooling_layer" in inspect.signature(model_class).parameters:
-        return AutoModel.from_config(config, add_pooling_layer=False)
-    return AutoModel.from_config(config)

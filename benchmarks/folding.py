@@ -1,0 +1,110 @@
+"""What folding a classifier for inference saves: megabytes and milliseconds before and after, and how far logits move.
+
+    OMP_NUM_THREADS=1 python benchmarks/folding.py
+
+all-MiniLM-L6-v2 and Reuters R8, fetched once. Students: the teacher's first two layers, and an encoder of two layers of a third
+of its width whose weights are drawn, since time and memory do not depend on what it has learned. Each has a linear head fitted
+on the stories. Before and after run by turns in one process; medians are printed with the lowest and the highest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from costs import Given, by_turns, shown
+from transformers import BertConfig, BertModel
+
+from hf_sense import SenseModelForSequenceClassification, build_dictionary, load_teacher
+from hf_sense.evaluation import fit_linear_head, predict
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+from real_data import reuters_r8, teacher_folder
+
+
+def megabytes(model: torch.nn.Module, *, backbone: bool) -> float:
+    """The model's tensors, with its backbone or without."""
+    held = model.state_dict().items()
+    return sum(tensor.nbytes for name, tensor in held if backbone or ".backbone." not in name) / 1e6
+
+
+def compare(name: str, model: Any, tokenizer: Any, texts: list[str], max_length: int, rounds: int) -> dict[str, Any]:
+    """Before and after of one student."""
+    folded = model.fold()
+    table = folded.sense_table
+    print(f"{name}: {len(table.values)} senses, {len(table.keys)} of them of tokens with two or more")
+    ways = {"before": model, "after": folded}
+    result: dict[str, Any] = {"senses": len(table.values), "keys": len(table.keys)}
+    for way, one in ways.items():
+        senses, whole = (megabytes(one, backbone=backbone) for backbone in (False, True))
+        result[way] = {"mb_without_backbone": senses, "mb": whole}
+        print(f"  {way}: {whole:.1f} MB, {senses:.1f} without the backbone")
+    before, after = (predict(one, tokenizer, texts, max_length=max_length) for one in ways.values())
+    apart = (before - after).abs()
+    result["apart"], result["texts"] = float(apart.max()), len(texts)
+    result["texts_apart"] = int((apart.amax(1) > 1e-5).sum())
+    result["classes_apart"] = int((before.argmax(1) != after.argmax(1)).sum())
+    print(
+        f"  logits of {len(texts)} texts differ by at most {result['apart']:.2g} (the largest is {before.abs().max():.3g}), "
+        f"of {result['texts_apart']} by more than 1e-5; {result['classes_apart']} classes differ"
+    )
+    long = [text for text in texts if len(text.split()) > max_length][:32]
+    batch = tokenizer(long, truncation=True, max_length=max_length, return_tensors="pt")
+    with torch.inference_mode():
+        given = Given(model.model.backbone(**batch))
+        # backbone_inputs was asked of the real one, so that both take this one too.
+        real = {way: one.model.backbone for way, one in ways.items()}
+
+        def run(way: str, alone: bool) -> None:
+            one = ways[way]
+            one.model.backbone = given if alone else real[way]
+            one(**batch)
+
+        seconds = by_turns(
+            {f"{way}{what}": lambda w=way, a=bool(what): run(w, a) for what in ("", " alone") for way in ways}, rounds
+        )
+    for way, values in seconds.items():
+        print(f"  {way}: {shown(values, 'ms', 1e3)}")
+    for what in ("", " alone"):
+        ratio = [after / before for before, after in zip(seconds[f"before{what}"], seconds[f"after{what}"])]
+        print(f"  after over before{what}: {shown(ratio, 'times')}")
+    result["seconds"] = seconds
+    return result
+
+
+def main() -> None:
+    """Prints the tables, and with ``--output`` writes their numbers."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--texts", type=int, default=1000, help="stories to build from and to fit the heads on")
+    parser.add_argument("--max-length", type=int, default=128, help="tokens at which a story is cut")
+    parser.add_argument("--width", type=int, default=128, help="of the narrow student")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--output", type=Path, help="a JSON file of all numbers")
+    args = parser.parse_args()
+    teacher = load_teacher(str(teacher_folder()))
+    texts, labels = (part[: args.texts] for part in reuters_r8("train"))
+    tests = reuters_r8("test")[0][: args.texts]
+    dictionary = build_dictionary(teacher, texts, max_senses=20, max_length=args.max_length, disable_tqdm=True)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=teacher.model.config.vocab_size, hidden_size=args.width, num_hidden_layers=2,
+        num_attention_heads=args.width // 32, intermediate_size=4 * args.width,
+    )  # fmt: skip
+    results: dict[str, Any] = {"threads": torch.get_num_threads(), "arguments": {**vars(args), "output": None}}
+    for name, body in (("2 layers", {"num_hidden_layers": 2}), ("narrow", {"backbone": BertModel(config).eval()})):
+        for pooling in ("frequency",):
+            model = SenseModelForSequenceClassification.from_teacher(
+                teacher, dictionary, pooling=pooling, num_labels=len(set(labels)), **body
+            )
+            fit_linear_head(model, teacher.tokenizer, texts, labels, max_length=args.max_length, disable_tqdm=True)
+            results[name] = compare(name, model, teacher.tokenizer, tests, args.max_length, args.rounds)
+    if args.output:
+        args.output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,298 @@
+"""Folded sense models: what ``model.fold()`` makes, for inference. They answer as the model did that they were folded from.
+
+How they are made, and what cannot be folded, stands in ``hf_sense.folding``. Nothing here can be trained.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from hf_sense.backbone import backbone_inputs, make_backbone, run_backbone
+from hf_sense.base_model import BaseSenseModel
+from hf_sense.configuration_sense import SenseConfig
+from hf_sense.modeling_sense import SenseModelOutput
+from hf_sense.ragged import (
+    NO_SENSE,
+    Metric,
+    RaggedIndex,
+    best_sense,
+    expected_sense,
+    sense_log_probabilities,
+    sense_scores,
+)
+
+KEY_METRICS = ("l2", "cosine")
+
+
+class FoldedSenseConfig(SenseConfig):
+    """Configures ``FoldedSenseModel`` and ``FoldedSenseModelForSequenceClassification``; ``model.fold()`` makes it.
+
+    ``sense_dim`` is the width of what stands for a sense: that of the sense, or, of a classifier, ``num_labels``.
+
+    Args:
+        num_keys: rows of the table that hidden states are scored with: the senses of tokens that have two or more.
+        key_metric: how a hidden state scores a key: ``"l2"`` ``h . key - shift``, or ``"cosine"``.
+        **kwargs: those of ``SenseConfig``.
+
+    Raises:
+        ValueError: if ``key_metric`` is unknown, or as ``SenseConfig``.
+    """
+
+    model_type = "folded_sense"
+    auto_classes = {  # noqa: RUF012
+        "AutoConfig": "FoldedSenseConfig",
+        "AutoModel": "FoldedSenseModel",
+        "AutoModelForSequenceClassification": "FoldedSenseModelForSequenceClassification",
+    }
+
+    def __init__(self, num_keys: int = 0, key_metric: str = "l2", **kwargs: Any) -> None:
+        if key_metric not in KEY_METRICS:
+            raise ValueError(f"key_metric must be one of {', '.join(KEY_METRICS)}, but is {key_metric!r}.")
+        self.num_keys = num_keys
+        self.key_metric = key_metric
+        super().__init__(**kwargs)
+
+    def check_selection(self) -> None:
+        """Raises ``ValueError`` if the selection is one that folded keys cannot make; it may be set after folding."""
+        if self.selection == "none":
+            raise ValueError(
+                'With selection="none" no sense is chosen: there is nothing to fold. Use the model as it is.'
+            )
+        if self.selection == "soft" and self.metric == "cosine" and self.key_metric != "cosine":
+            raise ValueError(
+                'selection="soft" with metric="cosine" needs the length of the projected state, which folded keys do not '
+                'know. Use the model unfolded, or selection="hard", which does not need it.'
+            )
+
+
+class FoldedTable(nn.Module):
+    """Keys to score hidden states with, and a value for each sense to put in their place.
+
+    A token with one sense needs no key. Key ``j`` of a token belongs to its sense ``j``: both tables keep the order.
+    """
+
+    def __init__(self, config: FoldedSenseConfig) -> None:
+        super().__init__()
+        self.outside = None  # where a model that is not folded has a dictionary
+        width = config.get_text_config().hidden_size
+        vocab_size = config.vocab_size or 0
+        self.keys: torch.Tensor
+        self.shifts: torch.Tensor
+        self.key_offsets: torch.Tensor
+        self.values: torch.Tensor
+        self.offsets: torch.Tensor
+        self.token_shares: torch.Tensor
+        self.register_buffer("keys", torch.zeros(config.num_keys, width))
+        self.register_buffer("shifts", torch.zeros(config.num_keys))
+        self.register_buffer("key_offsets", torch.zeros(vocab_size + 1, dtype=torch.int64))
+        self.register_buffer("values", torch.zeros(config.num_senses, config.sense_dim))
+        self.register_buffer("offsets", torch.zeros(vocab_size + 1, dtype=torch.int64))
+        self.register_buffer("token_shares", torch.zeros(vocab_size))
+        self.fallback = nn.Linear(width, config.sense_dim)
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all its tensors."""
+        return sum(tensor.nbytes for tensor in (*self.buffers(), *self.parameters()))
+
+    def probabilities(self) -> torch.Tensor:
+        """The share of each token id among the occurrences behind the dictionary, ``(vocab_size,)``."""
+        return self.token_shares
+
+    def replace(
+        self,
+        hidden: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        config: FoldedSenseConfig,
+        output_senses: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Puts the value of a sense of its token in the place of each hidden state under the mask.
+
+        Args:
+            hidden: ``(batch, sequence, width)``, the backbone's.
+            input_ids: int64 ``(batch, sequence)``.
+            attention_mask: ``(batch, sequence)``.
+            config: its ``selection``, ``selection_temperature`` and ``key_metric`` count.
+            output_senses: also return the choice.
+
+        Returns:
+            ``(batch, sequence, sense_dim)``, zeros where the mask is 0; and with ``output_senses`` the best senses' ids,
+            int64 ``(batch, sequence)``, -100 where there is none.
+        """
+        config.check_selection()
+        kept = attention_mask.reshape(-1).nonzero().squeeze(-1)
+        states, tokens = hidden.reshape(-1, hidden.shape[-1])[kept], input_ids.reshape(-1)[kept]
+        first = self.offsets[tokens]
+        bare = (self.offsets[tokens + 1] == first).nonzero().squeeze(-1)
+        index = RaggedIndex.of(tokens, self.key_offsets)
+        scores = sense_scores(
+            states, index, self.keys, cast(Metric, config.key_metric), self.shifts, check_finite=False
+        )
+        # From a token's keys to its senses; one that has no keys takes its first sense.
+        to_senses = first - self.key_offsets[tokens]
+        best = best_sense(scores, index)
+        best = torch.where(best >= 0, best + to_senses, first)
+        chosen = self.values.new_zeros(len(kept), self.values.shape[1])
+        if len(bare) < len(kept):
+            chosen = self.values.index_select(0, best.clamp_max(len(self.values) - 1))
+        if config.selection == "soft":
+            probabilities = sense_log_probabilities(scores / config.selection_temperature, index).exp()
+            senses = dataclasses.replace(index, sense_ids=index.sense_ids + to_senses[index.rows])
+            chosen = expected_sense(probabilities, senses, self.values, chosen)
+        chosen = chosen.to(hidden.dtype).index_copy(0, bare, self.fallback(states[bare]).to(hidden.dtype))
+        replaced = hidden.new_zeros(input_ids.numel(), chosen.shape[1]).index_copy(0, kept, chosen)
+        replaced = replaced.view(*input_ids.shape, -1)
+        if not output_senses:
+            return replaced, None
+        sense_ids = torch.full_like(input_ids, NO_SENSE).view(-1)
+        sense_ids[kept] = best.index_fill(0, bare, NO_SENSE)
+        return replaced, sense_ids.view_as(input_ids)
+
+
+class FoldedPreTrainedModel(BaseSenseModel):
+    """What both folded models share."""
+
+    config_class = FoldedSenseConfig
+    _no_split_modules = ["FoldedTable"]  # noqa: RUF012
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """Raises ``ValueError``: a folded model keeps the vocabulary that it was folded with."""
+        raise ValueError("The embeddings of a folded model cannot be resized. Resize the model it was folded from.")
+
+
+class FoldedSenseModel(FoldedPreTrainedModel):
+    """A backbone whose states are scored in its own width, and replaced by senses; ``SenseModel.fold`` makes it.
+
+    Of a folder that holds a folded classifier it is the part before the pooling: each token's share in the logits.
+    """
+
+    _keys_to_ignore_on_load_unexpected = [r"^bias$"]  # noqa: RUF012
+
+    def __init__(self, config: FoldedSenseConfig) -> None:
+        super().__init__(config)
+        if config.backbone_config is None:
+            raise ValueError("FoldedSenseConfig needs a backbone_config; model.fold() makes one.")
+        self.backbone = make_backbone(config.backbone_config)
+        self.table = FoldedTable(config)
+        self._backbone_inputs = backbone_inputs(self.backbone)
+        self._no_split_modules = sorted({"FoldedTable", *(self.backbone._no_split_modules or ())})
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        output_senses: bool = False,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> SenseModelOutput | tuple[torch.Tensor, ...]:
+        """Runs the backbone and replaces its hidden states, by zeros under padding. Arguments as for ``SenseModel``.
+
+        Args:
+            input_ids: int64 ``(batch, sequence)``.
+            attention_mask: ``(batch, sequence)``.
+            token_type_ids: ``(batch, sequence)``.
+            inputs_embeds: ``(batch, sequence, width)``.
+            output_senses: also return ``sense_ids``; there are no contextual states in the senses' width, and no scores.
+            output_hidden_states: also return the backbone's hidden states.
+            output_attentions: also return the backbone's attentions.
+            return_dict: ``False`` for a tuple.
+            **kwargs: passed on to the backbone.
+
+        Raises:
+            ValueError: if ``input_ids`` are missing, or ``config.selection`` was set to one that folded keys cannot make.
+        """
+        if input_ids is None:
+            raise ValueError("A sense model needs input_ids, also beside inputs_embeds: senses belong to token ids.")
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        hidden, output = run_backbone(
+            self.backbone,
+            self._backbone_inputs,
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            inputs_embeds,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            **kwargs,
+        )
+        replaced, sense_ids = self.table.replace(hidden, input_ids, attention_mask, self.config, output_senses)
+        result = SenseModelOutput(
+            last_hidden_state=replaced,
+            sense_ids=sense_ids,
+            hidden_states=output.get("hidden_states"),
+            attentions=output.get("attentions"),
+        )
+        return result if return_dict is not False else result.to_tuple()
+
+
+class FoldedSenseModelForSequenceClassification(FoldedPreTrainedModel):
+    """A folded model whose values are what each sense adds to each class; ``fold`` of a classifier makes it."""
+
+    def __init__(self, config: FoldedSenseConfig) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.model = FoldedSenseModel(config)
+        self.bias = nn.Parameter(torch.zeros(config.num_labels))
+        self._no_split_modules = self.model._no_split_modules
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> SequenceClassifierOutput | tuple[torch.Tensor, ...]:
+        """Classifies texts. Inputs as for ``SenseModel``.
+
+        Args:
+            input_ids: int64 ``(batch, sequence)``.
+            attention_mask: ``(batch, sequence)``.
+            token_type_ids: ``(batch, sequence)``.
+            inputs_embeds: ``(batch, sequence, width)``.
+            labels: to evaluate with: int64 ``(batch,)`` classes, or floating ``(batch, num_labels)``.
+            output_hidden_states: also return the backbone's hidden states.
+            output_attentions: also return the backbone's attentions.
+            return_dict: ``False`` for a tuple.
+
+        Raises:
+            ValueError: if labels are given in training mode.
+        """
+        if labels is not None and self.training:
+            raise ValueError("A folded model cannot be trained. Train the model it was folded from, and fold it again.")
+        output = self.model(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            inputs_embeds,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+        )
+        logits = self.classify(self.model.pool(output.last_hidden_state, input_ids, attention_mask))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(labels=labels, logits=logits, pooled_logits=logits, config=self.config)
+        result = SequenceClassifierOutput(
+            loss=loss, logits=logits, hidden_states=output.hidden_states, attentions=output.attentions
+        )
+        return result if return_dict is not False else result.to_tuple()
+
+    def classify(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Logits of pooled values, both ``(batch, num_labels)``."""
+        return vectors + self.bias
