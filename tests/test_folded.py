@@ -207,6 +207,8 @@ def test_the_model_that_was_folded_stays_as_it_was(teacher, mixed, narrow, texts
     assert not folded.training
     assert all(weight.requires_grad for weight in model.parameters())
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert folded.config.backbone_config is folded.model.backbone.config
+    assert folded.config.backbone_config is not model.config.backbone_config
     batch = batch_of(teacher, texts)
     expected = folded(**batch).logits
     with torch.no_grad():
@@ -269,6 +271,27 @@ def test_what_cannot_be_kept_exact_is_refused(teacher, mixed, narrow, texts):
         folded(**batch_of(teacher, texts))
     with pytest.raises(ValueError, match="cannot be resized"):
         folded.resize_token_embeddings(100)
+
+
+def test_a_resized_model_is_folded(teacher, mixed, narrow, texts):
+    """Tokens added to a model have no place in the folded table, or those cut off keep one."""
+    model = student(SenseModelForSequenceClassification, teacher, mixed, copy.deepcopy(narrow))
+    batch = batch_of(teacher, texts)
+    for size in (mixed.vocab_size + 5, mixed.vocab_size - 1):
+        model.resize_token_embeddings(size)
+        batch["input_ids"][0, 1] = size - 1
+        close(model.fold()(**batch).logits, model(**batch).logits)
+
+
+def test_the_attention_backend_is_kept(teacher, mixed, narrow, texts):
+    """A model loaded with eager attention returns attentions, and folded it returns none."""
+    model = student(SenseModelForSequenceClassification, teacher, mixed, narrow)
+    model.set_attn_implementation("eager")
+    folded = model.fold()
+    assert folded.config._attn_implementation == "eager"
+    batch = batch_of(teacher, texts)
+    found, expected = (one.eval()(**batch, output_attentions=True).attentions for one in (folded, model))
+    assert torch.equal(found[0], expected[0])
 
 
 def test_adapters_are_merged_first(teacher, mixed):

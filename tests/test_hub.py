@@ -320,6 +320,38 @@ print(json.dumps(fails(lambda: AutoModel.from_pretrained("org/student", trust_re
     assert "pip install hf" in message
 
 
+def test_a_folded_model_is_pushed_and_loaded(plain_hub, saved, tiny_teacher_folder, tmp_path):
+    """A folded model has no card, or is loaded only where the package is imported."""
+    push = (
+        MAKE
+        + """
+from transformers import BertConfig, BertModel
+config = {**teacher.model.config.to_dict(), "hidden_size": 8, "num_hidden_layers": 1}
+model = SenseModelForSequenceClassification.from_teacher(teacher, senses, backbone=BertModel(BertConfig(**config)))
+folded = model.fold()
+folded.push_to_hub("org/folded", tokenizer=teacher.tokenizer)
+with torch.no_grad():
+    print(json.dumps(folded(input_ids=torch.tensor([[2, 9, 11, 12, 3]])).logits.tolist()))
+"""
+    )
+    names = {"FOLDER": saved, "TEACHER": tiny_teacher_folder}
+    sent = run(push, plain_hub, tmp_path / "a", **names)
+    assert "AutoModelForSequenceClassification" in plain_hub.files("org/folded")["README.md"].decode()
+    pull = """
+import torch
+from transformers import AutoModelForSequenceClassification, pipeline
+assert "hf_sense" not in sys.modules
+model = AutoModelForSequenceClassification.from_pretrained("org/folded", trust_remote_code=True)
+assert type(model).__module__ == "hf_sense.folded", type(model)
+label = pipeline("text-classification", "org/folded", trust_remote_code=True)("the bank opens")[0]["label"]
+with torch.no_grad():
+    print(json.dumps([label, model(input_ids=torch.tensor([[2, 9, 11, 12, 3]])).logits.tolist()]))
+"""
+    label, got = run(pull, plain_hub, tmp_path / "b", **names)
+    assert label.startswith("LABEL_")
+    assert got == sent
+
+
 def test_a_trainer_pushes_its_student(plain_hub, saved, tiny_teacher_folder, tmp_path, monkeypatch):
     """trainer.push_to_hub() leaves out the tokenizer, the card or the dictionary beside the weights."""
     script = (

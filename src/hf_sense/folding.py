@@ -72,18 +72,20 @@ def fold(model: SensePreTrainedModel) -> FoldedPreTrainedModel:
     )
     lengths = table.offsets.diff()
     key_lengths = torch.where(lengths > 1, lengths, 0)
+    backbone = copy.deepcopy(inner.backbone)
     config = FoldedSenseConfig(
         **{name: value for name, value in model.config.to_dict().items() if name not in _OWN_FIELDS},
-        backbone_config=copy.deepcopy(inner.backbone.config),
+        backbone_config=backbone.config,
         sense_dim=model.config.sense_dim if classifier is None else classifier.out_features,
         num_keys=int(key_lengths.sum()),
         key_metric="cosine" if model.config.metric == "cosine" and projection is None else "l2",
     )
     config.sense_dictionary = config.sense_dictionary_revision = config.sense_dtype = None
+    config._attn_implementation = model.config._attn_implementation
     config.check_selection()
     with torch.device("meta"):
         folded = (FoldedSenseModel if classifier is None else FoldedSenseModelForSequenceClassification)(config)
-    if set(folded.base_model.backbone.state_dict()) != set(inner.backbone.state_dict()):
+    if set(folded.base_model.backbone.state_dict()) != set(backbone.state_dict()):
         raise ValueError(
             "The backbone holds other weights than its configuration says, as those of adapters: it would not be loaded "
             "again. Merge adapters first, with merge_and_unload()."
@@ -93,7 +95,7 @@ def fold(model: SensePreTrainedModel) -> FoldedPreTrainedModel:
     said = f"Folded, senses, projection and classifier take {after / 1e6:.1f} MB instead of {before / 1e6:.1f}."
     if projection is None and after >= before:
         raise ValueError(f"{said} There is no projection to save either: use the model as it is.")
-    folded.base_model.backbone = copy.deepcopy(inner.backbone)
+    folded.base_model.backbone = backbone
     _fill(new.to_empty(device=model.device), table, key_lengths, projection, classifier)
     if classifier is not None:
         folded.bias = nn.Parameter(_bias_of(classifier))
