@@ -18,6 +18,7 @@ SELECTIONS: tuple[str, ...] = get_args(Selection)
 # With trust_remote_code=True Transformers reads this file out of a model's folder. It hands over the installed package's
 # classes, so that no code travels with a model.
 _STUB_NAME = "modeling_hf_sense"
+STUB_FILE = f"{_STUB_NAME}.py"
 _CLASSES = {
     "AutoConfig": "SenseConfig",
     "AutoModel": "SenseModel",
@@ -139,7 +140,7 @@ class SenseConfig(PretrainedConfig):
         # Loaded through that file from the Hub, the map names the repository that it came from.
         self.auto_map = {auto: f"{_STUB_NAME}.{name}" for auto, name in _CLASSES.items()}
         super().save_pretrained(save_directory, *args, **kwargs)
-        write_text(Path(save_directory) / f"{_STUB_NAME}.py", _STUB)
+        write_text(Path(save_directory) / STUB_FILE, _STUB)
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
