@@ -362,8 +362,9 @@ from hf_sense import SenseDistillationConfig, SenseDistillationTrainer
 student = SenseModel.from_teacher(teacher, senses, num_hidden_layers=1, dictionary_path="senses")
 data = Dataset.from_dict({"text": ["the bank opens the door", "a river leaves its water"] * 4})
 args = SenseDistillationConfig(
-    "student", max_steps=2, per_device_train_batch_size=4, eval_strategy="steps", eval_steps=2, save_strategy="no",
-    target_cache_dir="cache", hub_model_id="org/trained", report_to=[], use_cpu=True, disable_tqdm=True,
+    "student", max_steps=2, per_device_train_batch_size=4, eval_strategy="steps", eval_steps=2, save_strategy="steps",
+    save_steps=1, push_to_hub=True, hub_strategy="every_save", hub_always_push=True, target_cache_dir="cache",
+    hub_model_id="org/trained", report_to=[], use_cpu=True, disable_tqdm=True,
 )
 trainer = SenseDistillationTrainer(student, args, teacher=teacher, train_dataset=data, eval_dataset=data)
 trainer.train()
@@ -374,6 +375,12 @@ print(json.dumps(figures(student)))
     names = {"FOLDER": saved, "TEACHER": tiny_teacher_folder}
     monkeypatch.chdir(tmp_path)
     sent = run(script, plain_hub, tmp_path / "a", **names)
+    # Commits are made while it trains too, and each is a whole model.
+    commits = list(plain_hub.repos["org/trained"].commits.values())
+    trained = [files for files in commits if "model.safetensors" in files]
+    assert len(trained) > 1
+    for files in trained:
+        assert {"config.json", "modeling_hf_sense.py", f"senses/{TENSORS}"} <= set(files)
     files = plain_hub.files("org/trained")
     assert {"model.safetensors", "tokenizer.json", "modeling_hf_sense.py", f"senses/{TENSORS}"} <= set(files)
     card = front_matter(files["README.md"])

@@ -18,6 +18,7 @@ SELECTIONS: tuple[str, ...] = get_args(Selection)
 # With trust_remote_code=True Transformers reads this file out of a model's folder. It hands over the installed package's
 # classes, so that no code travels with a model.
 _STUB_NAME = "modeling_hf_sense"
+STUB_FILE = f"{_STUB_NAME}.py"
 _STUB = "Loads the classes of the installed package: pip install hf-sense. The model's own code is there, not here."
 
 
@@ -136,7 +137,7 @@ class SenseConfig(PretrainedConfig):
         super().save_pretrained(save_directory, *args, **kwargs)
         names = list(self.auto_classes.values())
         stub = f'"""{_STUB}"""\n\nfrom hf_sense import {", ".join(names)}\n\n__all__ = {names}\n'
-        write_text(Path(save_directory) / f"{_STUB_NAME}.py", stub)
+        write_text(Path(save_directory) / STUB_FILE, stub)
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:

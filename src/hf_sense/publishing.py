@@ -5,6 +5,7 @@ How files travel is in ``hf_sense.hub``; loading and saving the weights themselv
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_sense import hub
 from hf_sense.charts import draw_histogram, figure_class_for_files
-from hf_sense.configuration_sense import SenseConfig
+from hf_sense.configuration_sense import STUB_FILE, SenseConfig
 from hf_sense.dictionary import SenseDictionary
 from hf_sense.model_card import Provenance, dictionary_card, model_card, write_card
 from hf_sense.storage import JSON_NAME
@@ -77,6 +78,16 @@ def save_dictionary_beside(model: SensePreTrainedModel, folder: Path) -> None:
         if there == dictionary.fingerprint:
             return
     dictionary.save_pretrained(target)
+
+
+def copy_companions(source: Path, target: Path, config: SenseConfig) -> None:
+    """Copies what a saved sense model has beside its weights and its configuration: the stub, and a dictionary."""
+    names = [STUB_FILE, *([str(config.sense_dictionary)] if config.dictionary_is_beside else [])]
+    for path in (source / name for name in names):
+        if path.is_dir():
+            shutil.copytree(path, target / path.name, dirs_exist_ok=True)
+        elif path.is_file():
+            shutil.copy(path, target / path.name)
 
 
 def pin_dictionary(model: SensePreTrainedModel, token: str | bool | None = None) -> None:

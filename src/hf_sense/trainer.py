@@ -21,7 +21,7 @@ from hf_sense.hub import explained
 from hf_sense.losses import cosine_loss, hard_sense_loss, soft_sense_loss, squared_error_loss
 from hf_sense.model_card import Provenance, model_card, write_card
 from hf_sense.modeling_sense import SensePreTrainedModel
-from hf_sense.publishing import auto_class_of, pin_dictionary
+from hf_sense.publishing import auto_class_of, copy_companions, pin_dictionary
 from hf_sense.ragged import NO_SENSE, best_sense, sense_scores
 from hf_sense.ranks import on_cpu
 from hf_sense.targets import compute_sense_targets
@@ -336,6 +336,12 @@ class SenseDistillationTrainer(Trainer):
         name = self.hub_model_id or model_name or folder.name
         card = model_card(name, auto_class_of(self.student), config.dictionary_metadata.get("teacher"), facts, about)
         write_card(folder, card)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """As ``Trainer`` does while it trains, with the files of a sense model that it does not know of."""
+        if self.is_world_process_zero():
+            copy_companions(Path(checkpoint_folder), Path(self.args.output_dir), self.student.config)
+        super()._push_from_checkpoint(checkpoint_folder)
 
     def push_to_hub(self, commit_message: str | None = "End of training", *args: Any, **kwargs: Any) -> Any:
         """As ``Trainer`` does. The student's dictionary, if it lies outside, should be on the Hub already.
