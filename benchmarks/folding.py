@@ -67,6 +67,8 @@ def compare(name: str, model: Any, tokenizer: Any, texts: list[str], max_length:
         seconds = by_turns(
             {f"{way}{what}": lambda w=way, a=bool(what): run(w, a) for what in ("", " alone") for way in ways}, rounds
         )
+    for way, one in ways.items():
+        one.base_model.backbone = real[way]
     for way, values in seconds.items():
         print(f"  {way}: {shown(values, 'ms', 1e3)}")
     for what in ("", " alone"):
