@@ -32,6 +32,7 @@ from hf_sense.teacher import Teacher
 
 MAX_LENGTH = 64
 SAMPLES = 8  # labelled texts of each class in a draw
+FORMS_OF_ATTENTION = ["causal", "bidirectional"]
 OUTSIDE = "senses"  # the student's dictionary lies beside it, in float16, memory-mapped
 # The most that a process holds while it loads a model and reads texts with it, less what it held before. A model of one
 # layer and eight tokens goes first, so that the libraries' own code, which loads on first use, is not counted.
@@ -197,6 +198,7 @@ def main() -> None:
     parser.add_argument("--base", help="folder or Hub id of a decoder; SmolLM2-135M-Instruct if not given")
     parser.add_argument("--adapters", type=Path, help="folder with mntp/ and simcse/ of the bidirectional form")
     parser.add_argument("--causal-adapters", type=Path, help="folder with simcse/ of the causal form")
+    parser.add_argument("--forms", nargs="+", choices=FORMS_OF_ATTENTION, default=FORMS_OF_ATTENTION)
     parser.add_argument("--skip-raw", action="store_true", help="leave out the decoder as it comes")
     parser.add_argument("--train-texts", type=int, default=2500, help="labelled texts that draws are made from")
     parser.add_argument("--test-texts", type=int, default=1500)
@@ -218,7 +220,8 @@ def main() -> None:
     base = options.base or default_base()
     header = ["", *FORMS, "parameters M", "MB in float32", "texts a second"]
     print("| " + " | ".join(header) + " |\n| " + " | ".join(["---"] * len(header)) + " |")
-    for attention, folder in (("causal", options.causal_adapters), ("bidirectional", options.adapters)):
+    for attention in options.forms:
+        folder = options.causal_adapters if attention == "causal" else options.adapters
         if not options.skip_raw:
             raw = load_teacher(base, attention=attention)
             with_senses(bench, f"{attention}, as it comes", raw, options.max_senses[0])

@@ -28,6 +28,8 @@ BLOCK = re.compile(r"^```python run( quiet)?\n(.*?)^```$", re.MULTILINE | re.DOT
 MODELS = {"sentence-transformers/all-MiniLM-L6-v2": "all-MiniLM-L6-v2"}
 TEXTS = {"train": 600, "test": 200}
 _QUIET = {"TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+# On a busy machine threads that spin while they wait take most of the time.
+_QUIET["OMP_WAIT_POLICY"] = "passive"
 # A code span in a table's row: GitHub wants a bar in it escaped, Markdown in Python shows the backslash.
 _CODE_WITH_BAR = re.compile(r"`[^`\n]*\\\|[^`\n]*`")
 logger = logging.getLogger("mkdocs.hooks.tutorials")

@@ -115,3 +115,29 @@ def test_two_processes_build_and_distil_what_one_does(folder, monkeypatch, capsy
         # The head's regression stops near its optimum, not at it.
         tolerance = 1e-2 if name.startswith("classifier.") else 1e-5
         torch.testing.assert_close(weights[1][name], expected, atol=tolerance, rtol=tolerance)
+
+
+def test_two_processes_adapt_a_decoder(base, texts, tmp_path, monkeypatch):
+    """Adapting breaks on two processes, each writes over the other's adapters, or what they wrote cannot be loaded."""
+    from hf_sense import load_teacher
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "texts.txt").write_text("\n".join(texts), encoding="utf-8")
+    given = ["adapt", "--base", str(base), "--dataset", "texts.txt", "--output", "adapted", "--mntp-steps", "2"]
+    given += [
+        "--simcse-steps",
+        "2",
+        "--mntp-batch-size",
+        "4",
+        "--per-device-train-batch-size",
+        "4",
+        "--max-length",
+        "32",
+    ]
+    printed = launch(tmp_path, [*given, "--mask-token", "and", "--held-out", "8"])
+    assert printed.count("Saved in adapted") == 1
+    report = json.loads((tmp_path / "adapted" / "adaptation.json").read_text(encoding="utf-8"))
+    assert report["run"]["settings"]["processes"] == 2
+    assert report["simcse"]["steps"] == 2
+    adapters = [str(tmp_path / "adapted" / stage) for stage in ("mntp", "simcse")]
+    assert load_teacher(str(base), adapters=adapters).attention == "bidirectional"

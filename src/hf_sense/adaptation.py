@@ -174,6 +174,11 @@ class _Run:
         return json.loads(json.dumps(description, default=str))
 
     def _claim(self) -> None:
+        # The first process makes the folder; to the others it would look like somebody else's while it is half made.
+        with processes().main_process_first():
+            self._look_at_folder()
+
+    def _look_at_folder(self) -> None:
         path, now = self.folder / RUN_FILE, self.report["run"]
         if path.is_file():
             try:
@@ -197,7 +202,6 @@ class _Run:
         elif processes().is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._write()
-        processes().wait_for_everyone()
 
     def _write(self) -> None:
         write_text(self.folder / RUN_FILE, json.dumps(self.report, indent=2) + "\n")

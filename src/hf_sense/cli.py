@@ -289,6 +289,10 @@ def adapt(
         attention=attention.value,
         args=AdaptationConfig(output_dir=str(output), **fields),
     )
+    from hf_sense.ranks import processes
+
+    if not processes().is_main_process:
+        return
     for stage in ("mntp", "simcse"):
         if stage in report:
             figures = report[stage]
