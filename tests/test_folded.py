@@ -11,6 +11,8 @@ from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
     BertModel,
+    LlamaConfig,
+    LlamaModel,
     Trainer,
     TrainingArguments,
     pipeline,
@@ -23,6 +25,8 @@ from hf_sense import (
     SenseDictionary,
     SenseModel,
     SenseModelForSequenceClassification,
+    build_dictionary,
+    load_teacher,
 )
 from hf_sense.evaluation import embed, evaluate_classifier, predict
 from hf_sense.pooling import POOLINGS
@@ -284,6 +288,32 @@ def test_a_resized_model_is_folded(teacher, mixed, narrow, texts):
         model.resize_token_embeddings(size)
         batch["input_ids"][0, 1] = size - 1
         close(model.fold()(**batch).logits, model(**batch).logits)
+
+
+def test_a_decoders_student_is_folded(base, texts, tmp_path):
+    """A decoder's tables of positions, which no file holds, are lost on the way into the folded model or its folder."""
+    teacher = load_teacher(str(base), attention="bidirectional")
+    senses = build_dictionary(teacher, texts, max_senses=2, disable_tqdm=True)
+    config = {**teacher.model.config.to_dict(), "hidden_size": 8, "intermediate_size": 8, "head_dim": 4}
+    backbone = LlamaModel(LlamaConfig(**config)).eval()
+    model = student(SenseModelForSequenceClassification, teacher, senses, backbone, pooling="weighted_mean")
+    folded = model.fold()
+    batch = teacher.tokenizer(texts[:8], padding=True, return_tensors="pt", padding_side="left")
+    close(folded(**batch).logits, model(**batch).logits)
+    folded.save_pretrained(tmp_path)
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert torch.equal(loaded(**batch).logits, folded(**batch).logits)
+
+
+def test_sentence_transformers_open_a_folded_model(teacher, mixed, narrow, texts, tmp_path):
+    """Saved for Sentence Transformers, a folded model gives other vectors than the model it came from."""
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    model = student(SenseModel, teacher, mixed, narrow, pooling="frequency")
+    model.fold().save_for_sentence_transformers(tmp_path, teacher.tokenizer)
+    found = sentence_transformers.SentenceTransformer(str(tmp_path), device="cpu").encode(
+        texts[:8], convert_to_tensor=True
+    )
+    close(found, embed(model, teacher.tokenizer, texts[:8]))
 
 
 def test_the_attention_backend_is_kept(teacher, mixed, narrow, texts):

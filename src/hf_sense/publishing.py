@@ -159,7 +159,7 @@ def push_model(
     """Pushes a sense model to the Hub in one commit. Users call it as ``model.push_to_hub``.
 
     Args:
-        model: a ``SenseModel`` or ``SenseModelForSequenceClassification``.
+        model: a ``SenseModel`` or ``SenseModelForSequenceClassification``, or what ``fold`` makes of one.
         repo_id: ``"org/name"``; made if it is missing.
         commit_message: ``"Upload sense model"`` if not given.
         commit_description: the rest of the commit's message.
