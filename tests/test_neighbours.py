@@ -106,10 +106,10 @@ def check_adapter(model, student_folder, kind, batch, folder):
 
     assert not torch.allclose(answer(base), answer(model), atol=1e-3)
     again = PeftModel.from_pretrained(base, folder / "adapter").eval()
-    torch.testing.assert_close(answer(again), answer(model), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(answer(again), answer(model), atol=1e-5, rtol=1e-5)
     merged = again.merge_and_unload()
     assert type(merged) is type(model.get_base_model())
-    torch.testing.assert_close(answer(merged), answer(model), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(answer(merged), answer(model), atol=1e-5, rtol=1e-5)
     merged.save_pretrained(folder / "merged")
     loaded = kind.from_pretrained(folder / "merged")
     torch.testing.assert_close(answer(loaded), answer(merged), atol=0, rtol=0)

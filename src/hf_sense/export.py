@@ -198,7 +198,8 @@ def export_program(model: SensePreTrainedModel, max_length: int | None = None) -
     """
     if not isinstance(model, SensePreTrainedModel):
         raise ValueError(
-            f"Expected a sense model, but got a {type(model).__name__}. AutoModel.from_pretrained opens one."
+            f"Expected a sense model, but got a {type(model).__name__}. AutoModel.from_pretrained opens one; of a folded one "
+            "export the model that it was folded from."
         )
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**20
     if max_length is not None and not 2 <= max_length <= limit:
