@@ -262,3 +262,12 @@ def test_without_scikit_learn(blobs, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", no_sklearn)
     with pytest.raises(ImportError, match=r"pip install hf-sense\[eval\]"):
         few_shot_accuracy(*blobs)
+
+
+def test_one_string_is_not_read_letter_by_letter(teacher, dictionary):
+    """A vector comes for each letter of a text that was passed without its list."""
+    from hf_sense import SenseModel
+    from hf_sense.evaluation import embed
+
+    with pytest.raises(ValueError, match="one string"):
+        embed(SenseModel.from_teacher(teacher, dictionary), teacher.tokenizer, "the bank")

@@ -79,8 +79,12 @@ def embed(
         float32 ``(texts, sense_dim)`` on the CPU, in the order of ``texts``.
 
     Raises:
-        ValueError: if there are no texts, or none but blank ones.
+        ValueError: if there are no texts, none but blank ones, or one string instead of a list.
     """
+    if isinstance(texts, str):
+        raise ValueError(
+            "texts should be a list of texts, but is one string, whose letters would be read. Pass [text]."
+        )
     inner = model.base_model
     limit = max_length or _length_limit(model, tokenizer)
     form = TextForm.of(model.config.dictionary_metadata.get("teacher", {}))
