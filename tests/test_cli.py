@@ -144,17 +144,19 @@ COMMON = ["--teacher", "x", "--dataset", "{data}/train.jsonl", "--output", "o"]
         (["build", "--teacher", "x", "--dataset", "{data}/empty.txt", "--output", "o"], "is empty"),
         (["build", *COMMON, "--dtype", "int4"], "'int4'"),
         (["convert", "{data}/dictionary", "{data}/./dictionary", "--dtype", "int8"], "would be lost"),
+        (["build", "--teacher", "x", "--dataset", "{data}/train.jsonl", "--output", "{teacher}"], "holds a model"),
+        (["explore", "{data}/dictionary", "--port", "80000"], "from 1 to 65535"),
         (["inspect", "{data}/dictionary", "qqqqqq"], "not a token"),
         (["inspect", "{data}", "bank"], "not a sense dictionary"),
         (["distill", *COMMON, "--dictionary", "d", "--stepz", "3"], "--stepz"),
         (["nonsense"], "nonsense"),
     ],
 )  # fmt: skip
-def test_bad_input_is_one_line_and_exit_code_2(data, dictionary, capsys, arguments, message):
+def test_bad_input_is_one_line_and_exit_code_2(data, dictionary, tiny_teacher_folder, capsys, arguments, message):
     """A slip ends in a traceback, in silence, or in a file half-written."""
     before = sorted(str(path) for path in data.rglob("*"))
     capsys.readouterr()
-    assert main([argument.format(data=data) for argument in arguments]) == 2
+    assert main([argument.format(data=data, teacher=tiny_teacher_folder) for argument in arguments]) == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert said.startswith("hf-sense: ")
     assert message in said

@@ -271,3 +271,17 @@ def test_one_string_is_not_read_letter_by_letter(teacher, dictionary):
 
     with pytest.raises(ValueError, match="one string"):
         embed(SenseModel.from_teacher(teacher, dictionary), teacher.tokenizer, "the bank")
+
+
+def test_another_tokenizer_is_refused(teacher, dictionary):
+    """Vectors and figures come from ids that stand for other tokens."""
+    from copy import deepcopy
+
+    from hf_sense import SenseModel
+    from hf_sense.evaluation import embed
+
+    model, tokenizer = SenseModel.from_teacher(teacher, dictionary), deepcopy(teacher.tokenizer)
+    assert embed(model, tokenizer, ["the bank"]).shape == (1, 16)
+    tokenizer.add_tokens(["zebra"])
+    with pytest.raises(ValueError, match="not the model's"):
+        embed(model, tokenizer, ["the bank"])

@@ -184,7 +184,7 @@ print(json.dumps(got))
 """
     got = run(script, plain_hub, tmp_path, token=None, FOLDER=saved)
     expected = {
-        "org/gated": ("PermissionError", "accept its conditions"),
+        "org/gated": ("PermissionError", f"open {plain_hub.endpoint}/org/gated, accept its conditions"),
         "org/private": ("FileNotFoundError", "if it is private, log in"),
         "org/texts": ("FileNotFoundError", "is a data set on the Hub"),
         "org/bert": ("FileNotFoundError", "model of type 'bert'"),
@@ -234,6 +234,7 @@ senses.hub_source = None
 apart.save_pretrained("apart", push_to_hub=True, repo_id="org/apart")
 senses.merge(senses).push_to_hub("org/senses")  # later than what the model names
 local = SenseModel.from_teacher(teacher, senses, num_hidden_layers=2, dictionary_path=os.environ["FOLDER"])
+got["taken"] = fails(lambda: senses.push_to_hub("org/inside"))
 got["path"] = fails(lambda: local.push_to_hub("org/local"))
 got.update({name: figures(model) for name, model in (("inside", inside), ("beside", beside), ("apart", apart))})
 print(json.dumps(got))
@@ -242,6 +243,7 @@ print(json.dumps(got))
     names = {"FOLDER": saved, "TEACHER": tiny_teacher_folder}
     monkeypatch.chdir(tmp_path)
     sent = run(push, plain_hub, tmp_path / "a", **names)
+    assert sent.pop("taken")[0] == "ValueError"  # a dictionary would take the model's card's place
     assert sent["path"][0] == "ValueError"
     assert "push_to_hub('org/name')" in sent.pop("path")[1]
     assert "org/local" not in plain_hub.repos

@@ -281,3 +281,19 @@ def test_loading_weights_leaves_the_dictionary_alone(teacher, dictionary):
     student.load_state_dict(state)
     assert not student.sense_table.senses.any()
     assert all(torch.equal(a, b) for a, b in zip(before, (dictionary.senses, dictionary.counts, dictionary.offsets)))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_layers": 2}, "did you mean 'num_hidden_layers'"),
+        ({"poolling": "mean"}, "did you mean 'pooling'"),
+        ({"dictionary_path": 5}, "should be text"),
+    ],
+)
+def test_misspelt_options_are_refused(teacher, dictionary, options, message):
+    """A student has all of its teacher's layers, because a word in the call was wrong."""
+    with pytest.raises(ValueError, match=message):
+        SenseModel.from_teacher(teacher, dictionary, **options)
+    with pytest.raises(ValueError, match="should be a SenseDictionary"):
+        SenseModel.from_teacher(teacher, "senses")

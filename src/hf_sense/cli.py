@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from hf_sense import cli_look, cli_share
-from hf_sense.cli_input import DATA_HELP, check_model, check_output, fail, load, print_table, teacher_of
+from hf_sense.cli_input import DATA_HELP, check_model, check_no_model, check_output, fail, load, print_table, teacher_of
 
 app = typer.Typer(
     add_completion=False,
@@ -137,7 +137,7 @@ def build(
     chat: _ChatOption = False,
 ) -> None:
     """Build a sense dictionary from a teacher and a corpus."""
-    check_output(output)
+    check_no_model(output)
     check_model(teacher)
     texts, column = load(dataset, split, text_column)
     import torch
@@ -183,7 +183,7 @@ def convert(
     dtype: Annotated[DtypeName, typer.Option(help="Of its senses.")],
 ) -> None:
     """Store a dictionary's senses in another dtype."""
-    check_output(output)
+    check_no_model(output)
     if output.resolve() == folder.resolve():
         fail(f"{output} is the dictionary itself, whose senses would be lost. Give another folder.")
     import torch

@@ -90,6 +90,13 @@ def check_output(output: Path) -> None:
         fail(f"--output {output} cannot be written to: {error.strerror}. Give another folder.")
 
 
+def check_no_model(output: Path) -> None:
+    """As ``check_output``, for a dictionary: it would take the place of the card of a model in that folder."""
+    check_output(output)
+    if (output / "config.json").is_file():
+        fail(f"--output {output} holds a model, as its config.json says. Give the dictionary a folder of its own.")
+
+
 def print_table(figures: dict[str, Any]) -> None:
     """Prints names and figures in two columns."""
     width = max(map(len, figures))

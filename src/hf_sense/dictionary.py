@@ -431,7 +431,7 @@ class SenseDictionary:
             What huggingface_hub returns; its ``oid`` is the commit, also in ``hub_source``.
 
         Raises:
-            ValueError: if ``repo_id`` is no repository's name.
+            ValueError: if ``repo_id`` is no repository's name, or the repository holds a model.
             FileNotFoundError: if the repository is not there and may not be made.
             PermissionError: if the token may not write.
             ConnectionError: if the upload broke.

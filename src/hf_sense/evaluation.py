@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from hf_sense.corpus import Text, encode_corpus
+from hf_sense.dictionary import tokenizer_fingerprint
 from hf_sense.llm2vec import TextForm, last_tokens, text_length
 from hf_sense.modeling_sense import SensePreTrainedModel
 from hf_sense.scores import (
@@ -52,6 +54,10 @@ __all__ = [
 ]
 
 
+# Of each tokenizer its length and fingerprint, which takes tens of milliseconds to find.
+_fingerprints: WeakKeyDictionary[Any, tuple[int, str]] = WeakKeyDictionary()
+
+
 def embed(
     model: SensePreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -79,12 +85,14 @@ def embed(
         float32 ``(texts, sense_dim)`` on the CPU, in the order of ``texts``.
 
     Raises:
-        ValueError: if there are no texts, none but blank ones, or one string instead of a list.
+        ValueError: if there are no texts, none but blank ones, or one string instead of a list; or if the tokenizer is not
+            the model's.
     """
     if isinstance(texts, str):
         raise ValueError(
             "texts should be a list of texts, but is one string, whose letters would be read. Pass [text]."
         )
+    _check_tokenizer(model, tokenizer)
     inner = model.base_model
     limit = max_length or _length_limit(model, tokenizer)
     form = TextForm.of(model.config.dictionary_metadata.get("teacher", {}))
@@ -258,6 +266,21 @@ def _known_ids(model: SenseModelForSequenceClassification, labels: Sequence[Labe
             )
         ids.append(number)
     return np.array(ids)
+
+
+def _check_tokenizer(model: SensePreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises ``ValueError`` if the model's senses belong to another tokenizer's ids."""
+    expected = model.config.tokenizer_fingerprint
+    if expected is None:
+        return
+    known = _fingerprints.get(tokenizer)
+    if known is None or known[0] != len(tokenizer):  # tokens may have been added
+        known = _fingerprints[tokenizer] = len(tokenizer), tokenizer_fingerprint(tokenizer)
+    if known[1] != expected:
+        raise ValueError(
+            f"The tokenizer is not the model's: its fingerprint is {known[1]}, the model was made with {expected}. Pass the "
+            "teacher's tokenizer, which is saved beside the model."
+        )
 
 
 def _length_limit(model: SensePreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:

@@ -138,6 +138,8 @@ def serve(
 
 
 def _check_port(host: str, port: int) -> None:
+    if not 0 < port < 2**16:
+        raise OSError(f"Port {port} of {host} cannot be used: it should be from 1 to 65535. Give another --port.")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from huggingface_hub import CommitInfo, HfApi, hf_hub_download, snapshot_download
+from huggingface_hub import CommitInfo, HfApi, constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -99,6 +99,7 @@ def push(
     commit_description: str | None = None,
     create_pr: bool = False,
     replaces: Sequence[str] = (),
+    refuses: str | None = None,
 ) -> CommitInfo:
     """Uploads a folder in one commit: until it is made the repository's old state stands, whole.
 
@@ -112,12 +113,14 @@ def push(
         commit_message: its first line.
         commit_description: the rest.
         create_pr: open a pull request instead.
+        refuses: a file of the repository's main folder that says it holds something else.
         replaces: shell patterns; files in the repository that match and are not in the folder are deleted.
 
     Returns:
         What huggingface_hub returns; ``oid`` is the commit.
 
     Raises:
+        ValueError: if the file named by ``refuses`` is there.
         FileNotFoundError: if the repository is not there and may not be made.
         PermissionError: if the token may not write to it.
         ConnectionError: if the upload broke; the repository is as it was.
@@ -127,6 +130,11 @@ def push(
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if revision is not None and not create_pr and not revision.startswith("refs/pr"):
             api.create_branch(repo_id, branch=revision, exist_ok=True)
+        if refuses is not None and api.file_exists(repo_id, refuses, revision=revision):
+            raise ValueError(
+                f"{repo_id} holds something else, as its {refuses} says, and {what} would take its card's place. Push to a "
+                "repository of its own."
+            )
         # A README that somebody wrote by hand stays.
         kept = [] if _readme_is_ours(api, repo_id, revision) else ["README.md"]
         commit: CommitInfo = api.upload_folder(
@@ -172,7 +180,7 @@ def explained(
         yield
     except GatedRepoError as error:
         raise PermissionError(
-            f"{repo_id} is gated: open https://huggingface.co/{repo_id}, accept its conditions, then log in with "
+            f"{repo_id} is gated: open {constants.ENDPOINT}/{repo_id}, accept its conditions, then log in with "
             "`hf auth login` or pass token=."
         ) from error
     except RevisionNotFoundError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple, TypeGuard
 
 from huggingface_hub import EvalResult, ModelCardData
@@ -67,7 +67,8 @@ def dictionary_card(
         _table("Statistics", summary),
         f"![How many tokens have how many senses]({picture})" if picture else "",
     ]
-    sections += [_table(key.capitalize(), metadata.get(key)) for key in ("teacher", "clustering", "sampling", "corpus")]
+    kept = metadata | {"teacher": _presentable(metadata.get("teacher")), "corpus": _presentable(metadata.get("corpus"))}
+    sections += [_table(key.capitalize(), kept.get(key)) for key in ("teacher", "clustering", "sampling", "corpus")]
     sections.append(
         "## Limits\n\nSenses are those of the corpus it was built on: a token that is absent there has none and keeps its "
         "contextual embedding, and text of another kind is replaced less well. It belongs to its teacher's tokenizer."
@@ -111,7 +112,7 @@ def model_card(
         "Where hf_sense is installed but not imported, `trust_remote_code=True` does the same.",
         _table("Model", facts),
         f"![How many tokens have how many senses]({picture})" if picture else "",
-        _table("Teacher", teacher),
+        _table("Teacher", _presentable(teacher)),
         "## Limits\n\nIt knows the text that it and its dictionary were made from; on text of another kind it is weaker. It "
         "gives vectors and classes, and generates no text.",
     ]
@@ -149,6 +150,14 @@ def _on_the_hub(name: Any, namespaced: bool = False) -> TypeGuard[str]:
     if not isinstance(name, str) or name.startswith(("/", ".", "~")) or "\\" in name:
         return False
     return name.count("/") == 1 if namespaced else name.count("/") <= 1
+
+
+def _presentable(facts: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The facts, with the last part of a path in the place of the path."""
+    name = (facts or {}).get("name")
+    if facts is None or not isinstance(name, str) or _on_the_hub(name):
+        return facts
+    return facts | {"name": PureWindowsPath(name).name}  # parts at either kind of slash
 
 
 def _table(title: str, rows: dict[str, Any] | None) -> str:

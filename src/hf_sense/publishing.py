@@ -127,7 +127,7 @@ def push_dictionary(
         **options: of ``hf_sense.hub.push``.
 
     Raises:
-        ValueError: if ``repo_id`` is no repository's name.
+        ValueError: if ``repo_id`` is no repository's name, or the repository holds a model.
     """
     _check_name(repo_id)
     with tempfile.TemporaryDirectory() as temporary:
@@ -135,7 +135,9 @@ def push_dictionary(
         dictionary.save_pretrained(folder, max_shard_size)
         picture = _picture(dictionary.offsets, folder)
         write_card(folder, dictionary_card(repo_id, dictionary.metadata, dictionary.summary(), about, picture))
-        return hub.push(folder, repo_id, what="a sense dictionary", replaces=["sense_dictionary*"], **options)
+        return hub.push(
+            folder, repo_id, what="a sense dictionary", replaces=["sense_dictionary*"], refuses="config.json", **options
+        )
 
 
 def push_model(

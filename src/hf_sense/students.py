@@ -6,6 +6,8 @@ It copies weights and trains nothing.
 from __future__ import annotations
 
 import copy
+import difflib
+import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -52,6 +54,7 @@ def make_student(
     Raises:
         ValueError: if tokenizer, width or number of layers do not fit, naming both sides.
     """
+    _check_options(dictionary, dictionary_path, config_fields)
     teacher = load_teacher(teacher)
     check_teacher(teacher, dictionary)
     found = tokenizer_fingerprint(teacher.tokenizer)
@@ -114,6 +117,23 @@ def make_student(
             student.classifier.bias.copy_(0.0 if linear.bias is None else linear.bias)
         student.classifier.requires_grad_(False)
     return student.eval()
+
+
+def _check_options(dictionary: Any, dictionary_path: Any, fields: dict[str, Any]) -> None:
+    """A misspelt option would end up in the configuration, where nothing reads it."""
+    if not isinstance(dictionary, SenseDictionary):
+        raise ValueError(
+            f"dictionary should be a SenseDictionary, but is a {type(dictionary).__name__}. "
+            "SenseDictionary.from_pretrained opens one."
+        )
+    if dictionary_path is not None and not isinstance(dictionary_path, str):
+        raise ValueError(f"dictionary_path should be text, but is a {type(dictionary_path).__name__}.")
+    own = set(inspect.signature(SenseConfig.__init__).parameters) - {"self", "kwargs"}
+    options = own | {"num_hidden_layers", "backbone", "copy_head", "dictionary_path"}
+    plain = PretrainedConfig()
+    if unknown := [name for name in fields if name not in own and not hasattr(plain, name)]:
+        near = difflib.get_close_matches(unknown[0], options, 1, 0.5)
+        raise ValueError(f"There is no option {unknown[0]!r}{f'; did you mean {near[0]!r}?' if near else '.'}")
 
 
 def _commit_of(dictionary: SenseDictionary, where: str | None) -> str | None:
