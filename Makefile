@@ -29,7 +29,10 @@ bench: .venv/ready
 	$(BIN)/python benchmarks/banking77.py --data $(DATA)/banking77
 	$(BIN)/python benchmarks/word_senses.py --data $(DATA)/coarsewsd20
 	$(BIN)/python benchmarks/costs.py
-	$(BIN)/python benchmarks/small_dictionaries.py --data $(DATA)/banking77
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/small_dictionaries.py --data $(DATA)/banking77
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/small_dictionaries.py --data $(DATA)/emotion --probe
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fine_tuning.py --data $(DATA)/sst2
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/folding.py --rounds 21
 
 # A small decoder is fetched, adapted both ways on texts without labels (resumes), and measured: about an hour.
 ADAPT = $(BIN)/hf-sense adapt --base "$$base" --dataset $(DATA)/banking77/train.jsonl --max-length 64 --bf16 true

@@ -198,7 +198,13 @@ def main() -> None:
     parser.add_argument("--base", help="folder or Hub id of a decoder; SmolLM2-135M-Instruct if not given")
     parser.add_argument("--adapters", type=Path, help="folder with mntp/ and simcse/ of the bidirectional form")
     parser.add_argument("--causal-adapters", type=Path, help="folder with simcse/ of the causal form")
-    parser.add_argument("--forms", nargs="+", choices=FORMS_OF_ATTENTION, default=FORMS_OF_ATTENTION)
+    parser.add_argument(
+        "--forms",
+        nargs="+",
+        choices=FORMS_OF_ATTENTION,
+        default=FORMS_OF_ATTENTION,
+        help="of attention; both if not given",
+    )
     parser.add_argument("--skip-raw", action="store_true", help="leave out the decoder as it comes")
     parser.add_argument("--train-texts", type=int, default=2500, help="labelled texts that draws are made from")
     parser.add_argument("--test-texts", type=int, default=1500)

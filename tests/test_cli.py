@@ -146,6 +146,7 @@ COMMON = ["--teacher", "x", "--dataset", "{data}/train.jsonl", "--output", "o"]
         (["convert", "{data}/dictionary", "{data}/./dictionary", "--dtype", "int8"], "would be lost"),
         (["build", "--teacher", "x", "--dataset", "{data}/train.jsonl", "--output", "{teacher}"], "holds a model"),
         (["explore", "{data}/dictionary", "--port", "80000"], "from 1 to 65535"),
+        (["explore", "{data}/dictionary", "--host", "nowhere.invalid"], "host nowhere.invalid cannot be used"),
         (["inspect", "{data}/dictionary", "qqqqqq"], "not a token"),
         (["inspect", "{data}", "bank"], "not a sense dictionary"),
         (["distill", *COMMON, "--dictionary", "d", "--stepz", "3"], "--stepz"),

@@ -113,14 +113,13 @@ def serve(
 
     Raises:
         ImportError: without Gradio.
-        OSError: if the port is taken.
+        OSError: if host or port cannot be used.
     """
     gr = gradio_module()
     from starlette.middleware import Middleware
 
     page = make_page(answers, heading, text)
-    if port is not None:
-        _check_port(host, port)
+    _check_address(host, port)
     _, address, _ = page.launch(
         server_name=host,
         server_port=port,
@@ -137,15 +136,17 @@ def serve(
     return page, address
 
 
-def _check_port(host: str, port: int) -> None:
-    if not 0 < port < 2**16:
-        raise OSError(f"Port {port} of {host} cannot be used: it should be from 1 to 65535. Give another --port.")
+def _check_address(host: str, port: int | None) -> None:
+    """Gradio would try a hundred ports of a host that is not there, and end in its own words."""
+    what, option = (f"The host {host}", "--host") if port is None else (f"Port {port} of {host}", "--port")
+    if port is not None and not 0 < port < 2**16:
+        raise OSError(f"{what} cannot be used: it should be from 1 to 65535. Give another {option}.")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((host, port))
+            probe.bind((host, port or 0))
         except OSError as error:
-            raise OSError(f"Port {port} of {host} cannot be used: {error.strerror}. Give another --port.") from None
+            raise OSError(f"{what} cannot be used: {error.strerror}. Give another {option}.") from None
 
 
 def gradio_module() -> Any:
