@@ -30,7 +30,7 @@ bench: .venv/ready
 	$(BIN)/python benchmarks/word_senses.py --data $(DATA)/coarsewsd20
 	$(BIN)/python benchmarks/costs.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/small_dictionaries.py --data $(DATA)/banking77
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/small_dictionaries.py --data $(DATA)/emotion --probe
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/small_dictionaries.py --data $(DATA)/tweeteval_emotion --probe
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fine_tuning.py --data $(DATA)/sst2
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/folding.py --rounds 21
 
