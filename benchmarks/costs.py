@@ -16,13 +16,15 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
+
+# The folder of this script is on the path.
+from measure import by_turns, shown
 
 from hf_sense import (
     SenseDistillationConfig,
@@ -50,24 +52,6 @@ class Given(torch.nn.Module):
     def forward(self, **inputs: Any) -> Any:
         """The same output whatever comes in."""
         return self.output
-
-
-def by_turns(ways: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each way, once a round after one that does not count."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for number in range(rounds + 1):
-        for name, run in ways.items():
-            begin = time.perf_counter()
-            run()
-            if number:
-                seconds[name].append(time.perf_counter() - begin)
-    return seconds
-
-
-def shown(values: list[float], unit: str, factor: float = 1.0) -> str:
-    """Median and range."""
-    low, middle, high = (factor * value for value in (min(values), statistics.median(values), max(values)))
-    return f"{middle:.3g} {unit} ({low:.3g} to {high:.3g})"
 
 
 def replacement(teacher: Teacher, texts: list[str], rounds: int) -> dict[str, Any]:

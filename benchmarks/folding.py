@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from costs import Given, by_turns, shown
+from costs import Given
+from measure import by_turns, shown
 from transformers import BertConfig, BertModel
 
 from hf_sense import SenseModelForSequenceClassification, build_dictionary, load_teacher

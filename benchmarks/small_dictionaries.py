@@ -20,7 +20,7 @@ import torch
 
 # The folder of this script is on the path: its neighbours' readers and clocks serve here too.
 from banking77 import MAX_LENGTH, default_teacher, read_rows
-from costs import by_turns
+from measure import by_turns
 
 from hf_sense import SenseModel, build_dictionary, load_teacher
 from hf_sense.corpus import encode_corpus
