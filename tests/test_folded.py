@@ -148,7 +148,7 @@ def test_without_a_projection_choices_are_the_same_to_the_last_bit(teacher, mixe
     own = torch.repeat_interleave(mixed.offsets.diff() > 1, mixed.offsets.diff())
     assert torch.equal(table.keys, mixed.senses[own])
     if metric != "dot":
-        assert torch.equal(table.shifts, model.sense_table.half_norms(model.sense_table.senses)[own])
+        assert torch.equal(table.shifts, model.sense_table.half_norms()[own])
     batch = batch_of(teacher, texts)
     seen = model.model(**batch, output_senses=True)
     assert torch.equal(folded.model(**batch, output_senses=True).sense_ids, seen.sense_ids)

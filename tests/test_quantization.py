@@ -85,9 +85,11 @@ def test_replacement_is_that_of_float32_senses_of_the_same_values(lengths, metri
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.float16])
-def test_only_the_batchs_own_rows_are_read(monkeypatch, dtype):
+def test_only_the_batchs_own_rows_are_read(monkeypatch, tmp_path, dtype):
     """A table larger than memory is unpacked for a batch of three tokens."""
     dictionary = make((3,) * 500, dtype)
+    dictionary.save_pretrained(tmp_path, max_shard_size=5000)
+    dictionary = SenseDictionary.from_pretrained(tmp_path)
     read = []
     plain = RowBlocks._stored
     monkeypatch.setattr(RowBlocks, "_stored", lambda d, ids: read.append(ids.tolist()) or plain(d, ids))

@@ -15,16 +15,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from hf_sense import hub, storage
+from hf_sense.fused import Senses, choose_senses, has_compiled_kernels, replace_by_senses
 from hf_sense.model_card import Provenance, dictionary_card, write_card
 from hf_sense.ragged import (
     NO_SENSE,
     Metric,
     RaggedIndex,
-    best_sense,
     check_metric,
-    half_squared_norms,
-    sense_scores,
-    take_senses,
 )
 from hf_sense.row_blocks import RowBlocks
 
@@ -259,30 +256,30 @@ class SenseDictionary:
                 f"{int(token_ids.max())}. Was the text tokenized with the dictionary's tokenizer?"
             )
         hidden = hidden_states.reshape(-1, self.dim)
-        if attention_mask is not None:
-            kept = attention_mask.reshape(-1).bool().nonzero().squeeze(-1)
-            result = torch.full_like(token_ids, NO_SENSE)
-            result[kept] = self._lookup(token_ids[kept], hidden[kept])
+        if attention_mask is None:
+            kept = torch.arange(len(token_ids), device=token_ids.device)
         else:
-            result = self._lookup(token_ids, hidden)
-        return result.view(input_ids.shape)
+            kept = attention_mask.reshape(-1).bool().nonzero().squeeze(-1)
+        return self._lookup(token_ids, hidden, kept).view(input_ids.shape)
 
-    def _lookup(self, token_ids: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-        if self._table.is_float32_on(hidden.device):
-            index = RaggedIndex.of(token_ids, self.offsets)
-            halves = None if self.metric == "dot" else self._table.half_norms()
-            return best_sense(sense_scores(hidden, index, self.senses, self.metric, halves), index)
-        # The table is elsewhere, in several files, or narrower than the fast kernels take: bring the batch's own rows
-        # together as float32 and number them anew.
-        tokens, compact_ids = token_ids.to(self.offsets.device).unique(return_inverse=True)
+    def in_place(self) -> tuple[torch.Tensor, torch.Tensor | None] | None:
+        """The rows and their scales as they are kept, ``None`` if they are in several files. Writing to them is forbidden."""
+        return (self._table.blocks[0], self._table.scales) if len(self._table.blocks) == 1 else None
+
+    def _lookup(self, token_ids: torch.Tensor, hidden: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        in_place = self.in_place()
+        if in_place is not None and in_place[0].device == hidden.device:
+            # The compiled kernels compute norms as they go; the others read them.
+            keep = self.metric != "dot" and self._table.dtype == torch.float32 and not has_compiled_kernels()
+            senses = Senses(self.offsets, *in_place, self._table.half_norms() if keep else None)
+            return choose_senses(hidden, token_ids, places, senses, self.metric, check_finite=True)[0]
+        # The table is elsewhere or in several files: bring the batch's own rows together and number them anew.
+        tokens, compact = token_ids[places].to(self.offsets.device).unique(return_inverse=True)
         own = RaggedIndex.of(tokens, self.offsets)
-        index = RaggedIndex.of(compact_ids, own.starts)
-        index = RaggedIndex(
-            *(getattr(index, name).to(hidden.device) for name in ("starts", "lengths", "rows", "sense_ids"))
-        )
-        rows = self.rows(own.sense_ids).to(hidden.device, torch.float32)
-        halves = None if self.metric == "dot" else half_squared_norms(rows)
-        best = best_sense(sense_scores(hidden, index, rows, self.metric, halves), index)
+        senses = Senses(own.starts.to(hidden.device), self.rows(own.sense_ids).to(hidden.device, torch.float32))
+        ids = torch.zeros_like(token_ids, device=hidden.device)
+        ids[places] = compact.to(hidden.device)
+        best, _ = choose_senses(hidden, ids, places.to(hidden.device), senses, self.metric, check_finite=True)
         if len(own.sense_ids) == 0:
             return best
         return torch.where(best >= 0, own.sense_ids.to(best.device)[best.clamp_min(0)], NO_SENSE)
@@ -297,8 +294,9 @@ class SenseDictionary:
         """
         sense_ids = self.lookup(input_ids, hidden_states, attention_mask).reshape(-1)
         hidden = hidden_states.reshape(-1, self.dim)
-        if self._table.is_float32_on(hidden.device):
-            return take_senses(self.senses, sense_ids, hidden).view_as(hidden_states)
+        in_place = self.in_place()
+        if in_place is not None and in_place[0].device == hidden.device:
+            return replace_by_senses(hidden, sense_ids, Senses(self.offsets, *in_place)).view_as(hidden_states)
         found = (sense_ids >= 0).nonzero().squeeze(-1)
         result = hidden.clone()
         result[found] = self.rows(sense_ids[found].to(self.offsets.device)).to(result)

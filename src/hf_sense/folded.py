@@ -15,12 +15,12 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from hf_sense.backbone import backbone_inputs, make_backbone, run_backbone
 from hf_sense.base_model import BaseSenseModel
 from hf_sense.configuration_sense import SenseConfig
+from hf_sense.fused import Senses, choose_senses
 from hf_sense.modeling_sense import SenseModelOutput
 from hf_sense.ragged import (
     NO_SENSE,
     Metric,
     RaggedIndex,
-    best_sense,
     expected_sense,
     sense_log_probabilities,
     sense_scores,
@@ -127,25 +127,26 @@ class FoldedTable(nn.Module):
         """
         config.check_selection()
         kept = attention_mask.reshape(-1).nonzero().squeeze(-1)
-        states, tokens = hidden.reshape(-1, hidden.shape[-1])[kept], input_ids.reshape(-1)[kept]
+        flat, ids = hidden.reshape(-1, hidden.shape[-1]), input_ids.reshape(-1)
+        tokens = ids[kept]
         first = self.offsets[tokens]
         bare = (self.offsets[tokens + 1] == first).nonzero().squeeze(-1)
-        index = RaggedIndex.of(tokens, self.key_offsets)
-        scores = sense_scores(
-            states, index, self.keys, cast(Metric, config.key_metric), self.shifts, check_finite=False
-        )
+        keys = Senses(self.key_offsets, self.keys, None, self.shifts)
+        metric = cast(Metric, config.key_metric)
         # From a token's keys to its senses; one that has no keys takes its first sense.
         to_senses = first - self.key_offsets[tokens]
-        best = best_sense(scores, index)
+        best = choose_senses(flat.detach(), ids, kept, keys, metric)[0][kept]
         best = torch.where(best >= 0, best + to_senses, first)
         chosen = self.values.new_zeros(len(kept), self.values.shape[1])
         if len(bare) < len(kept):
             chosen = self.values.index_select(0, best.clamp_max(len(self.values) - 1))
         if config.selection == "soft":
+            index = RaggedIndex.of(tokens, self.key_offsets)
+            scores = sense_scores(flat[kept], index, self.keys, metric, self.shifts, check_finite=False)
             probabilities = sense_log_probabilities(scores / config.selection_temperature, index).exp()
             senses = dataclasses.replace(index, sense_ids=index.sense_ids + to_senses[index.rows])
             chosen = expected_sense(probabilities, senses, self.values, chosen)
-        chosen = chosen.to(hidden.dtype).index_copy(0, bare, self.fallback(states[bare]).to(hidden.dtype))
+        chosen = chosen.to(hidden.dtype).index_copy(0, bare, self.fallback(flat[kept[bare]]).to(hidden.dtype))
         replaced = hidden.new_zeros(input_ids.numel(), chosen.shape[1]).index_copy(0, kept, chosen)
         replaced = replaced.view(*input_ids.shape, -1)
         if not output_senses:

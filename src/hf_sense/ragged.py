@@ -186,17 +186,26 @@ def sense_cross_entropy(scores: torch.Tensor, index: RaggedIndex, targets: torch
     if len(scores) == 0 and not bool(labelled.any()):
         return torch.zeros(len(targets), dtype=scores.dtype, device=scores.device) + scores.sum()
     first = index.sense_ids[index.starts[:-1].clamp_max(max(len(index.sense_ids) - 1, 0))] if len(scores) else targets
+    check_targets(targets, first, index.lengths)
     local = targets - first
-    wrong = labelled & ((index.lengths == 0) | (local < 0) | (local >= index.lengths))
+    pair = torch.where(labelled, index.starts[:-1] + local, 0)
+    return torch.where(labelled, -sense_log_probabilities(scores, index)[pair], 0.0)
+
+
+def check_targets(targets: torch.Tensor, first: torch.Tensor, lengths: torch.Tensor) -> None:
+    """Raises ``ValueError`` if a target that is not negative is none of its token's ``lengths`` senses from ``first`` on.
+
+    All are int64 ``(n,)``.
+    """
+    labelled = targets >= 0
+    wrong = labelled & ((targets < first) | (targets >= first + lengths))
     if bool(wrong.any()):
         at = int(wrong.nonzero()[0])
         raise ValueError(
             f"{int(wrong.sum())} of {int(labelled.sum())} targets are not senses of their token (first: sense "
-            f"{int(targets[at])} at token {at}, which owns {int(index.lengths[at])}). Targets belong to one dictionary: "
+            f"{int(targets[at])} at token {at}, which owns {int(lengths[at])}). Targets belong to one dictionary: "
             "compute them again for this one."
         )
-    pair = torch.where(labelled, index.starts[:-1] + local, 0)
-    return torch.where(labelled, -sense_log_probabilities(scores, index)[pair], 0.0)
 
 
 def _accumulator(dtype: torch.dtype) -> torch.dtype:

@@ -96,10 +96,6 @@ class RowBlocks:
             result[mine] = block.index_select(0, ids[mine] - (ends[number] - len(block)))
         return result
 
-    def is_float32_on(self, device: torch.device) -> bool:
-        """Whether the kernels can read the table as it lies: one float32 tensor on ``device``."""
-        return self.dtype == torch.float32 and len(self.blocks) == 1 and self.blocks[0].device == device
-
     def half_norms(self) -> torch.Tensor | None:
         """``|row|^2 / 2`` of each row of a table of one block, kept; ``None`` if it is too large to read for that."""
         if self.nbytes > _KEEP_NORMS_BYTES:

@@ -12,7 +12,7 @@ from torch import nn
 
 from hf_sense.configuration_sense import SenseConfig
 from hf_sense.dictionary import SenseDictionary
-from hf_sense.quantization import dequantize
+from hf_sense.fused import Senses, choose_senses, has_compiled_kernels, replace_by_senses
 from hf_sense.ragged import (
     NO_SENSE,
     RaggedIndex,
@@ -21,7 +21,6 @@ from hf_sense.ragged import (
     half_squared_norms,
     sense_log_probabilities,
     sense_scores,
-    take_senses,
 )
 
 
@@ -70,12 +69,10 @@ class SenseTable(nn.Module):
             self.scales = self.scales.view(torch.float32)
         return self
 
-    def half_norms(self, senses: torch.Tensor) -> torch.Tensor | None:
-        """``|s|^2 / 2`` of each row of the table that ``layout`` gave; kept for the model's own until it changes."""
+    def half_norms(self) -> torch.Tensor | None:
+        """``|s|^2 / 2`` of each of the model's own senses, kept until they change; ``None`` if the metric has no use for it."""
         if self.metric == "dot":
             return None
-        if senses is not self.senses:
-            return half_squared_norms(senses)
         key = _state_of(self.senses)
         if self._half_norms is None or self._half_norms[0] != key:
             self._half_norms = key, half_squared_norms(self.senses)
@@ -91,23 +88,25 @@ class SenseTable(nn.Module):
             self._probabilities = key, shares.float()
         return self._probabilities[1]
 
-    def layout(self, token_ids: torch.Tensor) -> tuple[RaggedIndex, torch.Tensor, torch.Tensor | None]:
-        """The senses of ``token_ids`` ``(n,)``: their layout, the table it points into, and the table's global ids.
+    def lying(self, token_ids: torch.Tensor, places: torch.Tensor) -> tuple[Senses, torch.Tensor, torch.Tensor | None]:
+        """The senses of ``token_ids`` ``(n,)`` at ``places`` ``(m,)`` as they lie, and the ids by which to ask for them.
 
-        The third is ``None`` where the layout's sense ids are global already. Of a dictionary outside, and of senses
-        narrower than float32, the table holds the batch's own rows alone, as float32: the fast kernels take no less.
+        Of a dictionary outside that lies in several files or on another device they are the batch's own rows, brought
+        together: ids are then numbered anew, and the third tensor has each row's global sense id. Else it is ``None``.
         """
-        if self.outside is None and self.senses.dtype.itemsize >= 4:
-            return RaggedIndex.of(token_ids, self.offsets), self.senses, None
-        tokens, compact = token_ids.unique(return_inverse=True)
+        if self.outside is None:
+            # The compiled kernels compute norms as they go; the others read them.
+            on_the_way = self.senses.dtype.itemsize < 4 or (self.senses.device.type == "cpu" and has_compiled_kernels())
+            halves = None if on_the_way else self.half_norms()
+            return Senses(self.offsets, self.senses, self.scales, halves), token_ids, None
+        in_place = self.outside.in_place()
+        if in_place is not None and token_ids.device.type == "cpu":
+            # Half the norms of the whole table would read all of it.
+            return Senses(self.offsets, *in_place), token_ids, None
+        tokens, compact = token_ids[places].unique(return_inverse=True)
         own = RaggedIndex.of(tokens, self.offsets)
-        if self.outside is not None:
-            rows = self.outside.rows(own.sense_ids.cpu()).to(token_ids.device)
-        elif self.scales is not None:
-            rows = dequantize(*(part.index_select(0, own.sense_ids) for part in (self.senses, self.scales)))
-        else:
-            rows = self.senses.index_select(0, own.sense_ids)
-        return RaggedIndex.of(compact, own.starts), rows.float(), own.sense_ids
+        rows = self.outside.rows(own.sense_ids.cpu()).to(token_ids.device)
+        return Senses(own.starts, rows), torch.zeros_like(token_ids).index_copy(0, places, compact), own.sense_ids
 
     def replace(
         self,
@@ -132,38 +131,48 @@ class SenseTable(nn.Module):
         """
         if config.selection == "none" and not output_senses:
             return contextual, None, None
-        flat = contextual.reshape(-1, contextual.shape[-1])
+        flat, ids = contextual.reshape(-1, contextual.shape[-1]), input_ids.reshape(-1)
         kept = attention_mask.reshape(-1).nonzero().squeeze(-1)
-        hidden = flat[kept]
-        index, senses, global_ids = self.layout(input_ids.reshape(-1)[kept])
-        soft = config.selection == "soft"
-        with torch.set_grad_enabled(torch.is_grad_enabled() and soft):
-            scores = sense_scores(
-                hidden if soft else hidden.detach(),
-                index,
-                senses,
-                config.metric,
-                self.half_norms(senses),
-                check_finite=False,
-            )
-        best = None if soft and not output_senses else best_sense(scores.detach(), index)
-        if soft:
-            probabilities = sense_log_probabilities(scores / config.selection_temperature, index).exp()
-            chosen = expected_sense(probabilities, index, senses, hidden)
-        elif config.selection == "none":
-            chosen = hidden
+        senses, tokens, global_ids = self.lying(ids, kept)
+        best, scores = None, None
+        if config.selection == "soft":
+            replaced, scores, best = self._soft(flat, tokens, kept, senses, config, output_senses)
         else:
-            chosen = take_senses(senses, best, hidden)
+            best, scores = choose_senses(flat.detach(), tokens, kept, senses, config.metric, output_senses)
+            replaced = flat
+            if config.selection != "none":
+                replaced = replace_by_senses(flat, best, senses)
             if config.selection == "straight_through":
-                chosen = hidden + (chosen - hidden).detach()
-        replaced = flat.index_copy(0, kept, chosen.to(flat.dtype)).view_as(contextual)
+                replaced = flat + (replaced - flat).detach()
+        replaced = replaced.view_as(contextual)
         if not output_senses or best is None:
             return replaced, None, None
         if global_ids is not None and len(global_ids):
             best = torch.where(best >= 0, global_ids[best.clamp_min(0)], NO_SENSE)
-        sense_ids = torch.full_like(input_ids, NO_SENSE).view(-1)
-        sense_ids[kept] = best
-        return replaced, sense_ids.view_as(input_ids), scores
+        return replaced, best.view_as(input_ids), scores
+
+    def _soft(
+        self,
+        flat: torch.Tensor,
+        tokens: torch.Tensor,
+        kept: torch.Tensor,
+        senses: Senses,
+        config: SenseConfig,
+        output_senses: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        hidden = flat[kept]
+        index, rows, own_ids = senses.of(tokens[kept])
+        halves = senses.half_norms if own_ids is None else None
+        scores = sense_scores(hidden, index, rows, config.metric, halves, check_finite=False)
+        probabilities = sense_log_probabilities(scores / config.selection_temperature, index).exp()
+        chosen = expected_sense(probabilities, index, rows, hidden)
+        replaced = flat.index_copy(0, kept, chosen.to(flat.dtype))
+        if not output_senses:
+            return replaced, scores, None
+        found = best_sense(scores.detach(), index)
+        if own_ids is not None and len(own_ids):
+            found = torch.where(found >= 0, own_ids[found.clamp_min(0)], NO_SENSE)
+        return replaced, scores, torch.full_like(tokens, NO_SENSE).index_copy(0, kept, found)
 
 
 def _state_of(tensor: torch.Tensor) -> tuple[Any, ...]:

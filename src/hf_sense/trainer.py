@@ -17,12 +17,13 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from hf_sense.corpus import iterate_texts
 from hf_sense.dictionary import tokenizer_fingerprint
+from hf_sense.fused import Senses, choose_senses, sense_loss
 from hf_sense.hub import explained
-from hf_sense.losses import cosine_loss, hard_sense_loss, soft_sense_loss, squared_error_loss
+from hf_sense.losses import cosine_loss, soft_sense_loss, squared_error_loss
 from hf_sense.model_card import Provenance, model_card, write_card
 from hf_sense.modeling_sense import SensePreTrainedModel
 from hf_sense.publishing import auto_class_of, copy_companions, pin_dictionary
-from hf_sense.ragged import NO_SENSE, best_sense, sense_scores
+from hf_sense.ragged import NO_SENSE, sense_scores
 from hf_sense.ranks import on_cpu
 from hf_sense.targets import compute_sense_targets
 from hf_sense.teacher import Teacher, load_teacher
@@ -235,39 +236,30 @@ class SenseDistillationTrainer(Trainer):
         given = {name: inputs[name] for name in _INPUTS if inputs.get(name) is not None}
         output = model(**given, output_contextual=True)
         kept = self._labelled(inputs).reshape(-1).nonzero().squeeze(-1)
-        hidden = output.contextual_hidden_state.reshape(-1, self._dictionary.dim)[kept]
+        hidden = output.contextual_hidden_state.reshape(-1, self._dictionary.dim)
+        table, input_ids = self.student.sense_table, given["input_ids"].reshape(-1)
+        senses, tokens, global_ids = table.lying(input_ids, kept)
         teacher_hidden = None
         if args.needs_teacher_states:
             states = self.teacher.hidden_states(**given)  # type: ignore[union-attr]
-            teacher_hidden = states.reshape(-1, self._dictionary.dim)[kept]
-        table = self.student.sense_table
-        index, senses, global_ids = table.layout(given["input_ids"].reshape(-1)[kept])
-        halves = table.half_norms(senses)
-
-        def scores_of(states: torch.Tensor) -> torch.Tensor:
-            # A gradient scaler looks for overflow itself, and skips the step.
-            return sense_scores(states, index, senses, table.metric, halves, check_finite=False)
-
-        scores = scores_of(hidden)
-        teacher_scores = scores_of(teacher_hidden) if teacher_hidden is not None else None
-        if "sense_labels" in inputs:
-            targets = inputs["sense_labels"].reshape(-1)[kept]
-            if global_ids is not None:
-                # The layout numbers the batch's own senses: targets go by their place in it.
-                targets = torch.searchsorted(global_ids, targets)
+            teacher_hidden = states.reshape(-1, self._dictionary.dim)
+        if "sense_labels" not in inputs:
+            targets, _ = choose_senses(teacher_hidden, tokens, kept, senses, table.metric)
         else:
-            targets = best_sense(teacher_scores, index)
+            targets = inputs["sense_labels"].reshape(-1)
+            if global_ids is not None:
+                # The table holds the batch's own senses: targets go by their place in it.
+                targets = torch.searchsorted(global_ids, targets)
         losses = torch.zeros(len(kept), device=hidden.device)
         if args.sense_weight:
-            losses = losses + args.sense_weight * hard_sense_loss(scores, index, targets, self.temperature)
-        if args.soft_weight:
-            losses = losses + args.soft_weight * soft_sense_loss(scores, teacher_scores, index, self.temperature)
-        if args.mse_weight:
-            losses = losses + args.mse_weight * squared_error_loss(hidden, teacher_hidden)
-        if args.cosine_weight:
-            losses = losses + args.cosine_weight * cosine_loss(hidden, teacher_hidden)
+            own, chosen = sense_loss(hidden, tokens, kept, senses, table.metric, targets, self.temperature)
+            losses = losses + args.sense_weight * own
+        else:
+            chosen = choose_senses(hidden.detach(), tokens, kept, senses, table.metric)[0][kept]
+        if teacher_hidden is not None and (args.soft_weight or args.mse_weight or args.cosine_weight):
+            losses = losses + self._state_losses(hidden[kept], teacher_hidden[kept], senses, tokens[kept])
         total = losses.sum()
-        agreed = (best_sense(scores.detach(), index) == targets).sum()
+        agreed = (chosen == targets[kept]).sum()
         meter = self._meters["train" if model.training else "eval"]
         meter += torch.stack([total.detach(), agreed, agreed.new_tensor(len(kept))]).to(meter)
         if num_items_in_batch is None:
@@ -277,6 +269,27 @@ class SenseDistillationTrainer(Trainer):
         # A step without labelled tokens still needs a graph.
         loss = loss + 0.0 * output.contextual_hidden_state.sum() if len(kept) == 0 else loss
         return (loss, output) if return_outputs else loss
+
+    def _state_losses(
+        self, hidden: torch.Tensor, teacher_hidden: torch.Tensor, senses: Senses, token_ids: torch.Tensor
+    ) -> torch.Tensor:
+        """The losses that need the teacher's states, all ``(n, dim)`` or ``(n,)``; ``(n,)``."""
+        args, losses = self.args, torch.zeros(len(hidden), device=hidden.device)
+        if args.soft_weight:
+            index, rows, own_ids = senses.of(token_ids)
+            halves = senses.half_norms if own_ids is None else None
+            metric = self.student.sense_table.metric
+            # A gradient scaler looks for overflow itself, and skips the step.
+            scores, teacher_scores = (
+                sense_scores(states, index, rows, metric, halves, check_finite=False)
+                for states in (hidden, teacher_hidden)
+            )
+            losses = losses + args.soft_weight * soft_sense_loss(scores, teacher_scores, index, self.temperature)
+        if args.mse_weight:
+            losses = losses + args.mse_weight * squared_error_loss(hidden, teacher_hidden)
+        if args.cosine_weight:
+            losses = losses + args.cosine_weight * cosine_loss(hidden, teacher_hidden)
+        return losses
 
     def _read_meter(self, name: str) -> tuple[float, float] | None:
         total, agreed, count = self.accelerator.reduce(
