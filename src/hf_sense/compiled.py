@@ -28,18 +28,18 @@ METRICS = {"dot": DOT, "cosine": COSINE, "l2": L2}
 NONE = -100
 
 
-def _float32_rows(senses, scales, first, last, bits):  # type: ignore[no-untyped-def]
+def _float32_rows(senses, scales, first, last, bits):
     """The rows ``first:last`` as float32: where they lie, or widened into ``bits`` uint32 ``(_ROWS, dim)``."""
     raise NotImplementedError
 
 
 @overload(_float32_rows, jit_options=_INNER)
-def _float32_rows_of(senses, scales, first, last, bits):  # type: ignore[no-untyped-def]
+def _float32_rows_of(senses, scales, first, last, bits):
     if senses.dtype == numba.float32:
         return lambda senses, scales, first, last, bits: senses[first:last]
     if senses.dtype == numba.int16:
 
-        def from_bfloat16(senses, scales, first, last, bits):  # type: ignore[no-untyped-def]
+        def from_bfloat16(senses, scales, first, last, bits):
             for row in range(last - first):
                 for at in range(bits.shape[1]):
                     bits[row, at] = np.uint32(np.uint16(senses[first + row, at])) << np.uint32(16)
@@ -48,7 +48,7 @@ def _float32_rows_of(senses, scales, first, last, bits):  # type: ignore[no-unty
         return from_bfloat16
     if senses.dtype == numba.uint16:
 
-        def from_float16(senses, scales, first, last, bits):  # type: ignore[no-untyped-def]
+        def from_float16(senses, scales, first, last, bits):
             # Exponent and fraction moved to their places give the number times 2^-112, numbers below the normal included.
             floats = bits.view(np.float32)
             for row in range(last - first):
@@ -63,7 +63,7 @@ def _float32_rows_of(senses, scales, first, last, bits):  # type: ignore[no-unty
 
         return from_float16
 
-    def from_int8(senses, scales, first, last, bits):  # type: ignore[no-untyped-def]
+    def from_int8(senses, scales, first, last, bits):
         floats = bits.view(np.float32)
         for row in range(last - first):
             scale = scales[first + row]
@@ -75,7 +75,7 @@ def _float32_rows_of(senses, scales, first, last, bits):  # type: ignore[no-unty
 
 
 @njit(**_INNER)
-def _gains_and_shifts(rows, halves, first, metric, gains, shifts):  # type: ignore[no-untyped-def]
+def _gains_and_shifts(rows, halves, first, metric, gains, shifts):
     """A score is ``gain * (h . s) - shift``."""
     for row in range(len(rows)):
         half = np.float32(0.0)
@@ -95,7 +95,7 @@ def _gains_and_shifts(rows, halves, first, metric, gains, shifts):  # type: igno
 
 
 @njit(**_INNER)
-def _scores_of_two(x, y, rows, gains, shifts, to_x, to_y):  # type: ignore[no-untyped-def]
+def _scores_of_two(x, y, rows, gains, shifts, to_x, to_y):
     count, dim = rows.shape
     row = 0
     while row + 2 <= count:
@@ -120,7 +120,7 @@ def _scores_of_two(x, y, rows, gains, shifts, to_x, to_y):  # type: ignore[no-un
 
 
 @njit(**_INNER)
-def _scores_of_one(x, rows, gains, shifts, to_x):  # type: ignore[no-untyped-def]
+def _scores_of_one(x, rows, gains, shifts, to_x):
     count, dim = rows.shape
     row = 0
     while row + 2 <= count:
@@ -140,7 +140,7 @@ def _scores_of_one(x, rows, gains, shifts, to_x):  # type: ignore[no-untyped-def
 
 
 @njit(**_INNER)
-def _same_token(order, token_ids, at, end):  # type: ignore[no-untyped-def]
+def _same_token(order, token_ids, at, end):
     """Where the stretch of occurrences of one token that begins at ``at`` stops."""
     stop = at + 1
     while stop < end and stop - at < _OCCURRENCES and token_ids[order[stop]] == token_ids[order[at]]:
@@ -149,7 +149,7 @@ def _same_token(order, token_ids, at, end):  # type: ignore[no-untyped-def]
 
 
 @njit(**_INNER)
-def _scores_of_group(hidden, order, at, stop, senses, scales, halves, metric, first, last, bits, measures, scores):  # type: ignore[no-untyped-def]
+def _scores_of_group(hidden, order, at, stop, senses, scales, halves, metric, first, last, bits, measures, scores):
     """Scores of the occurrences ``at:stop`` of a token that owns ``first:last``, into ``scores`` ``(_OCCURRENCES, width)``."""
     gains, shifts = measures[0], measures[1]
     for begin in range(first, last, _ROWS):
@@ -168,7 +168,7 @@ def _scores_of_group(hidden, order, at, stop, senses, scales, halves, metric, fi
 
 
 @njit(**_INNER)
-def _scratch(order, begin, end, token_ids, offsets, dim, narrow):  # type: ignore[no-untyped-def]
+def _scratch(order, begin, end, token_ids, offsets, dim, narrow):
     widest = 1
     for at in range(begin, end):
         token = token_ids[order[at]]
@@ -178,10 +178,13 @@ def _scratch(order, begin, end, token_ids, offsets, dim, narrow):  # type: ignor
 
 
 @njit(**_OPTIONS)
-def choose(hidden, order, begin, end, token_ids, offsets, senses, scales, halves, metric, best, top, starts, every):  # type: ignore[no-untyped-def]
-    """The best sense of each place and its score, into ``best`` and ``top``; into ``every``, if it has room, all scores.
+def choose(
+    hidden, order, begin, end, token_ids, offsets, senses, scales, halves, metric, best, top, starts, every, out
+):
+    """The best sense of each place and its score, into ``best`` and ``top``. The first of equal scores wins; NaN never does.
 
-    ``starts[at]`` is where the scores of the place ``order[at]`` go. The first of equal scores wins; NaN never does.
+    Into ``every``, if it has room, go all scores, those of the place ``order[at]`` from ``starts[at]`` on; into ``out``, if it
+    has room, the best sense's row as float32, or the state of a place without.
     """
     bits, measures, scores = _scratch(order, begin, end, token_ids, offsets, hidden.shape[1], senses.itemsize < 4)
     at = begin
@@ -199,23 +202,17 @@ def choose(hidden, order, begin, end, token_ids, offsets, senses, scales, halves
             if len(every):
                 for sense in range(last - first):
                     every[starts[one] + sense] = scores[one - at, sense]
+            if len(out):
+                row = hidden[place]
+                if best[place] >= 0:
+                    row = _float32_rows(senses, scales, best[place], best[place] + 1, bits)[0]
+                for number in range(len(row)):
+                    out[place, number] = row[number]
         at = stop
 
 
 @njit(**_OPTIONS)
-def put(order, begin, end, best, senses, scales, out):  # type: ignore[no-untyped-def]
-    """Writes the best sense of each place into its row of ``out``, of the senses' kind or float32; others stay."""
-    bits = np.empty((1, senses.shape[1]), np.uint32)
-    for at in range(begin, end):
-        place = order[at]
-        if best[place] >= 0:
-            row = _float32_rows(senses, scales, best[place], best[place] + 1, bits)[0]
-            for number in range(len(row)):
-                out[place, number] = row[number]
-
-
-@njit(**_OPTIONS)
-def cross_entropy(  # type: ignore[no-untyped-def]
+def cross_entropy(
     hidden, order, begin, end, token_ids, offsets, senses, scales, halves, metric, targets, sharpness, best, loss, grad
 ):
     """Cross-entropy of the target among the scores times ``sharpness``, the best sense, and if ``grad`` has room its rows.
@@ -262,7 +259,7 @@ def cross_entropy(  # type: ignore[no-untyped-def]
 
 
 @njit(**_INNER)
-def _add_rows(values, rows, out):  # type: ignore[no-untyped-def]
+def _add_rows(values, rows, out):
     """Adds the sum of ``value * row``, four rows at a time."""
     count, dim = rows.shape
     row = 0
@@ -280,7 +277,7 @@ def _add_rows(values, rows, out):  # type: ignore[no-untyped-def]
 
 
 @njit(**_OPTIONS)
-def cuts(order, token_ids, offsets, parts):  # type: ignore[no-untyped-def]
+def cuts(order, token_ids, offsets, parts):
     """Where to cut ``order`` into ``parts`` of about equal numbers of scores, never within a token, int64 ``(parts + 1,)``."""
     pairs = 0
     for at in range(len(order)):

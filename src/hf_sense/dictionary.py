@@ -10,15 +10,14 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 
 from hf_sense import hub, storage
-from hf_sense.fused import Senses, choose_senses, has_compiled_kernels, replace_by_senses
+from hf_sense.fused import Choice, Senses, choose_senses, has_compiled_kernels
 from hf_sense.model_card import Provenance, dictionary_card, write_card
 from hf_sense.ragged import (
-    NO_SENSE,
     Metric,
     RaggedIndex,
     check_metric,
@@ -244,63 +243,63 @@ class SenseDictionary:
         Raises:
             ValueError: if shapes do not fit, an id is outside the vocabulary, or a score is not finite.
         """
+        return self._choose(input_ids, hidden_states, attention_mask).sense_ids.view(input_ids.shape)
+
+    def replace(
+        self, input_ids: torch.Tensor, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """``hidden_states`` ``(..., dim)`` with each token's vector replaced by its best sense, without gradient.
+
+        A token without senses, or under padding, keeps its vector. Arguments and errors are those of ``lookup``; a model
+        that does this in its forward pass is ``SenseModel``.
+        """
+        choice = self._choose(input_ids, hidden_states, attention_mask, output_replaced=True)
+        return cast(torch.Tensor, choice.replaced).view_as(hidden_states)
+
+    def in_place(self) -> tuple[torch.Tensor, torch.Tensor | None] | None:
+        """The rows and their scales as they are kept, not to be written to; ``None`` if they lie in several files."""
+        return (self._table.blocks[0], self._table.scales) if len(self._table.blocks) == 1 else None
+
+    def _choose(
+        self,
+        input_ids: torch.Tensor,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        output_replaced: bool = False,
+    ) -> Choice:
         if hidden_states.shape != (*input_ids.shape, self.dim):
             raise ValueError(
                 f"hidden_states should be {(*input_ids.shape, self.dim)} for input_ids {tuple(input_ids.shape)} and this "
                 f"dictionary's width, but is {tuple(hidden_states.shape)}."
             )
-        token_ids = input_ids.reshape(-1)
+        hidden = hidden_states.reshape(-1, self.dim)
+        token_ids = input_ids.reshape(-1).to(hidden.device)
         if token_ids.numel() and (int(token_ids.min()) < 0 or int(token_ids.max()) >= self.vocab_size):
             raise ValueError(
                 f"input_ids should be in 0..{self.vocab_size - 1}, but run from {int(token_ids.min())} to "
                 f"{int(token_ids.max())}. Was the text tokenized with the dictionary's tokenizer?"
             )
-        hidden = hidden_states.reshape(-1, self.dim)
         if attention_mask is None:
-            kept = torch.arange(len(token_ids), device=token_ids.device)
+            places = torch.arange(len(token_ids), device=hidden.device)
         else:
-            kept = attention_mask.reshape(-1).bool().nonzero().squeeze(-1)
-        return self._lookup(token_ids, hidden, kept).view(input_ids.shape)
-
-    def in_place(self) -> tuple[torch.Tensor, torch.Tensor | None] | None:
-        """The rows and their scales as they are kept, ``None`` if they are in several files. Writing to them is forbidden."""
-        return (self._table.blocks[0], self._table.scales) if len(self._table.blocks) == 1 else None
-
-    def _lookup(self, token_ids: torch.Tensor, hidden: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+            places = attention_mask.reshape(-1).bool().nonzero().squeeze(-1).to(hidden.device)
         in_place = self.in_place()
+        global_ids = None
         if in_place is not None and in_place[0].device == hidden.device:
             # The compiled kernels compute norms as they go; the others read them.
             keep = self.metric != "dot" and self._table.dtype == torch.float32 and not has_compiled_kernels()
             senses = Senses(self.offsets, *in_place, self._table.half_norms() if keep else None)
-            return choose_senses(hidden, token_ids, places, senses, self.metric, check_finite=True)[0]
-        # The table is elsewhere or in several files: bring the batch's own rows together and number them anew.
-        tokens, compact = token_ids[places].to(self.offsets.device).unique(return_inverse=True)
-        own = RaggedIndex.of(tokens, self.offsets)
-        senses = Senses(own.starts.to(hidden.device), self.rows(own.sense_ids).to(hidden.device, torch.float32))
-        ids = torch.zeros_like(token_ids, device=hidden.device)
-        ids[places] = compact.to(hidden.device)
-        best, _ = choose_senses(hidden, ids, places.to(hidden.device), senses, self.metric, check_finite=True)
-        if len(own.sense_ids) == 0:
-            return best
-        return torch.where(best >= 0, own.sense_ids.to(best.device)[best.clamp_min(0)], NO_SENSE)
-
-    def replace(
-        self, input_ids: torch.Tensor, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """``hidden_states`` ``(..., dim)`` with each token's vector replaced by its best sense.
-
-        A token without senses, or under padding, keeps its vector. Arguments and errors are those of ``lookup``; a model
-        that does this in its forward pass is ``SenseModel``.
-        """
-        sense_ids = self.lookup(input_ids, hidden_states, attention_mask).reshape(-1)
-        hidden = hidden_states.reshape(-1, self.dim)
-        in_place = self.in_place()
-        if in_place is not None and in_place[0].device == hidden.device:
-            return replace_by_senses(hidden, sense_ids, Senses(self.offsets, *in_place)).view_as(hidden_states)
-        found = (sense_ids >= 0).nonzero().squeeze(-1)
-        result = hidden.clone()
-        result[found] = self.rows(sense_ids[found].to(self.offsets.device)).to(result)
-        return result.view_as(hidden_states)
+        else:
+            # The table is elsewhere or in several files: bring the batch's own rows together and number them anew.
+            tokens, compact = token_ids[places].to(self.offsets.device).unique(return_inverse=True)
+            own = RaggedIndex.of(tokens, self.offsets)
+            global_ids = own.sense_ids.to(hidden.device)
+            senses = Senses(own.starts.to(hidden.device), self.rows(own.sense_ids).to(hidden.device, torch.float32))
+            token_ids = torch.zeros_like(token_ids).index_copy(0, places, compact.to(hidden.device))
+        choice = choose_senses(
+            hidden, token_ids, places, senses, self.metric, output_replaced=output_replaced, check_finite=True
+        )
+        return choice if global_ids is None else choice.numbered(global_ids)
 
     def summary(self) -> dict[str, int | float]:
         """Numbers about the table: tokens with senses, senses, occurrences, senses a token, spread, megabytes."""

@@ -135,7 +135,7 @@ class FoldedTable(nn.Module):
         metric = cast(Metric, config.key_metric)
         # From a token's keys to its senses; one that has no keys takes its first sense.
         to_senses = first - self.key_offsets[tokens]
-        best = choose_senses(flat.detach(), ids, kept, keys, metric)[0][kept]
+        best = choose_senses(flat, ids, kept, keys, metric).sense_ids[kept]
         best = torch.where(best >= 0, best + to_senses, first)
         chosen = self.values.new_zeros(len(kept), self.values.shape[1])
         if len(bare) < len(kept):

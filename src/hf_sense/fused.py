@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -90,34 +90,53 @@ def runs_compiled(hidden: torch.Tensor, senses: Senses) -> bool:
     )
 
 
+class Choice(NamedTuple):
+    """What ``choose_senses`` returns.
+
+    Attributes:
+        sense_ids: int64 ``(n,)``; NO_SENSE elsewhere than at the places, for tokens without a sense, and where all scores
+            are NaN.
+        replaced: the states with the best sense's row in each one's place, ``(n, dim)``, of their dtype and without gradient;
+            ``None`` if not asked for.
+        scores: float32 ``(pairs,)``, laid out as ``RaggedIndex.of(token_ids[places], senses.offsets)``, or ``None``.
+    """
+
+    sense_ids: torch.Tensor
+    replaced: torch.Tensor | None
+    scores: torch.Tensor | None
+
+    def numbered(self, global_ids: torch.Tensor) -> Choice:
+        """The same with ``global_ids[i]`` for the sense id ``i``."""
+        return self._replace(sense_ids=_global(self.sense_ids, global_ids))
+
+
 def choose_senses(
     hidden: torch.Tensor,
     token_ids: torch.Tensor,
     places: torch.Tensor,
     senses: Senses,
     metric: Metric,
+    *,
+    output_replaced: bool = False,
     output_scores: bool = False,
     check_finite: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+) -> Choice:
     """The best sense at each of ``places``; ties go to the lowest id.
 
     Args:
         hidden: floating ``(n, dim)``.
         token_ids: int64 ``(n,)``; elsewhere than at ``places`` they may be anything.
-        places: int64 ``(m,)``, which tokens count.
+        places: int64 ``(m,)``, which tokens count, each once.
         senses: where the senses lie.
         metric: as for ``hf_sense.ragged.sense_scores``.
+        output_replaced: also return the states replaced.
         output_scores: also return every score.
         check_finite: refuse a best score that is not finite.
-
-    Returns:
-        int64 ``(n,)``, sense ids; NO_SENSE elsewhere, for tokens without a sense, and where all scores are NaN. With
-        ``output_scores``, float32 ``(pairs,)``, laid out as ``RaggedIndex.of(token_ids[places], senses.offsets)``.
 
     Raises:
         ValueError: if the widths differ, or as ``check_finite`` says.
     """
-    tokens = token_ids[places]
+    hidden, tokens = hidden.detach(), token_ids[places]
     best = torch.full_like(token_ids, NO_SENSE)
     if not runs_compiled(hidden, senses):
         index, rows, global_ids = senses.of(tokens)
@@ -125,52 +144,46 @@ def choose_senses(
         scores = sense_scores(hidden[places], index, rows, metric, halves, check_finite=check_finite)
         found = best_sense(scores, index)
         found = torch.where(found < len(rows), found, NO_SENSE)  # NaN equals no highest score
-        if global_ids is not None and len(global_ids):
-            found = torch.where(found >= 0, global_ids[found.clamp_min(0)], NO_SENSE)
-        best[places] = found
-        return best, scores if output_scores else None
+        best[places] = found if global_ids is None else _global(found, global_ids)
+        replaced = None
+        if output_replaced:
+            replaced = hidden.index_copy(0, places, take_senses(rows, found, hidden[places]))
+        return Choice(best, replaced, scores if output_scores else None)
     top = torch.full(token_ids.shape, -torch.inf)
-    plan = _Plan.of(hidden.detach(), token_ids, places, senses, metric)
+    plan = _Plan.of(hidden, token_ids, places, senses, metric)
     first, last = senses.offsets[tokens], senses.offsets[tokens + 1]
-    starts, scores = _NOTHING_INT, _NOTHING
+    starts, scores, out = _NOTHING_INT, _NOTHING, _NOTHING_ROWS
     if output_scores:
         ends = (last - first).cumsum(0)
         starts = (ends - (last - first))[plan.sorting]
         scores = torch.empty(int(ends[-1]) if len(ends) else 0)
-    plan.run(plan.kernels.choose, best.numpy(), top.numpy(), starts.numpy(), scores.numpy())
+    # The kernel sees a cosine's states at length one, which is not what should stand where a token has no sense.
+    whole = hidden.dtype == torch.float32 and metric != "cosine"
+    if output_replaced and whole:
+        # Where every place counts the kernel writes every row.
+        kept = hidden.contiguous()
+        out = torch.empty_like(kept) if len(places) == len(hidden) else kept.clone()
+    plan.run(plan.kernels.choose, best.numpy(), top.numpy(), starts.numpy(), scores.numpy(), out.numpy())
     if check_finite and not bool((torch.isfinite(top[places]) | (first == last)).all()):
         bad = ~torch.isfinite(top[places]) & (last > first)
         raise ValueError(
             f"{int(bad.sum())} of {len(places)} hidden states give a sense score that is not finite (first at token "
             f"{int(bad.nonzero()[0])}). Look for NaN or infinity in the model's output or in the dictionary's senses."
         )
-    return best, scores if output_scores else None
+    replaced = out if whole else _put(hidden, best, senses)
+    return Choice(best, replaced if output_replaced else None, scores if output_scores else None)
 
 
-def replace_by_senses(hidden: torch.Tensor, best: torch.Tensor, senses: Senses) -> torch.Tensor:
-    """A copy of ``hidden`` ``(n, dim)`` with the row of the sense ``best`` ``(n,)`` where it is not negative. No gradient."""
-    hidden = hidden.detach()
-    same = hidden.dtype == senses.rows.dtype
-    if not runs_compiled(hidden, senses) or not (same or hidden.dtype == torch.float32):
-        taken = best.clamp_min(0)
-        if len(senses.rows) == 0:
-            return hidden.clone()
-        if senses.scales is None:
-            return take_senses(senses.rows, best, hidden)
-        rows = dequantize(senses.rows.index_select(0, taken), senses.scales.index_select(0, taken))
-        return torch.where((best >= 0).unsqueeze(-1), rows.to(hidden.dtype), hidden)
-    result = hidden.clone(memory_format=torch.contiguous_format)
-    if same and hidden.dtype != torch.float32:
-        at = (best >= 0).nonzero().squeeze(-1)
-        result[at] = senses.rows.index_select(0, best[at])
-        return result
-    order = torch.arange(len(best)).numpy()
-    arrays = best.numpy(), *_arrays(senses), result.numpy()
-    kernels = _kernels()
-    parts = _parts(result.numel())
-    bounds = [len(order) * part // parts for part in range(parts + 1)]
-    _spread(lambda begin, end: kernels.put(order, begin, end, *arrays), bounds)
-    return result
+def _put(hidden: torch.Tensor, best: torch.Tensor, senses: Senses) -> torch.Tensor:
+    at = (best >= 0).nonzero().squeeze(-1)
+    rows = senses.rows.index_select(0, best[at])
+    if senses.scales is not None:
+        rows = dequantize(rows, senses.scales.index_select(0, best[at]))
+    return hidden.index_copy(0, at, rows.to(hidden.dtype))
+
+
+def _global(found: torch.Tensor, global_ids: torch.Tensor) -> torch.Tensor:
+    return torch.where(found >= 0, global_ids[found.clamp_min(0)], NO_SENSE) if len(global_ids) else found
 
 
 def sense_loss(
@@ -209,8 +222,7 @@ def sense_loss(
         if global_ids is not None:
             wanted = torch.searchsorted(global_ids, wanted)
         best = best_sense(scores.detach(), index)
-        if global_ids is not None and len(global_ids):
-            best = global_ids[best.clamp(0, len(global_ids) - 1)]
+        best = best if global_ids is None else _global(best.clamp_max(len(rows) - 1), global_ids)
         return sense_cross_entropy(scores / temperature, index, wanted), best
     states = hidden.to(torch.float32)
     if metric == "cosine":

@@ -12,7 +12,7 @@ from torch import nn
 
 from hf_sense.configuration_sense import SenseConfig
 from hf_sense.dictionary import SenseDictionary
-from hf_sense.fused import Senses, choose_senses, has_compiled_kernels, replace_by_senses
+from hf_sense.fused import Senses, choose_senses, has_compiled_kernels
 from hf_sense.ragged import (
     NO_SENSE,
     RaggedIndex,
@@ -138,10 +138,14 @@ class SenseTable(nn.Module):
         if config.selection == "soft":
             replaced, scores, best = self._soft(flat, tokens, kept, senses, config, output_senses)
         else:
-            best, scores = choose_senses(flat.detach(), tokens, kept, senses, config.metric, output_senses)
-            replaced = flat
-            if config.selection != "none":
-                replaced = replace_by_senses(flat, best, senses)
+            wanted = config.selection != "none"
+            best, chosen, scores = choose_senses(
+                flat, tokens, kept, senses, config.metric, output_replaced=wanted, output_scores=output_senses
+            )
+            replaced = flat if chosen is None else chosen
+            if chosen is not None and flat.requires_grad:
+                # A token without a sense keeps its state, and the state its gradient.
+                replaced = torch.where((best >= 0).unsqueeze(-1), chosen, flat)
             if config.selection == "straight_through":
                 replaced = flat + (replaced - flat).detach()
         replaced = replaced.view_as(contextual)

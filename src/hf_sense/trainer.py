@@ -244,7 +244,7 @@ class SenseDistillationTrainer(Trainer):
             states = self.teacher.hidden_states(**given)  # type: ignore[union-attr]
             teacher_hidden = states.reshape(-1, self._dictionary.dim)
         if "sense_labels" not in inputs:
-            targets, _ = choose_senses(teacher_hidden, tokens, kept, senses, table.metric)
+            targets = choose_senses(teacher_hidden, tokens, kept, senses, table.metric).sense_ids
         else:
             targets = inputs["sense_labels"].reshape(-1)
             if global_ids is not None:
@@ -255,7 +255,7 @@ class SenseDistillationTrainer(Trainer):
             own, chosen = sense_loss(hidden, tokens, kept, senses, table.metric, targets, self.temperature)
             losses = losses + args.sense_weight * own
         else:
-            chosen = choose_senses(hidden.detach(), tokens, kept, senses, table.metric)[0][kept]
+            chosen = choose_senses(hidden, tokens, kept, senses, table.metric).sense_ids[kept]
         if teacher_hidden is not None and (args.soft_weight or args.mse_weight or args.cosine_weight):
             losses = losses + self._state_losses(hidden[kept], teacher_hidden[kept], senses, tokens[kept])
         total = losses.sum()
