@@ -1,6 +1,7 @@
 """The teacher's sense at each token, computed once and found again on the next run.
 
-Targets are stored beside the texts' token ids as int32 columns of a ``datasets`` data set; the teacher is not needed after.
+Targets are stored beside the texts' token ids in columns of a ``datasets`` data set; the teacher is not needed after. On disk a
+target is its place among the senses of its token, which is known: one byte, or two if a token has more than 127 senses.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
@@ -29,7 +31,9 @@ logger = logging.getLogger(__name__)
 
 # Texts a cached file: what an interrupt loses at most.
 _TEXTS_A_PART = 1000
-_VERSION = 1
+_VERSION = 2
+# In place of an index where a token has no sense.
+NO_INDEX = -1
 
 
 def compute_sense_targets(
@@ -41,6 +45,7 @@ def compute_sense_targets(
     max_length: int | None = None,
     batch_size: int = 32,
     cache_dir: str | os.PathLike[str] | None = None,
+    coded: bool = False,
     disable_tqdm: bool | None = None,
 ) -> Dataset:
     """Adds the columns that a student learns from: token ids, and for each token the sense that the teacher picks.
@@ -56,11 +61,13 @@ def compute_sense_targets(
         max_length: texts are cut to so many tokens; the teacher's limit if not given.
         batch_size: texts the teacher reads at once.
         cache_dir: where the parts lie; a folder of the ``datasets`` cache if not given.
+        coded: return targets as they lie on disk, which is what the trainer asks for; decoded they are written once more.
         disable_tqdm: ``True`` hides the progress bar.
 
     Returns:
-        The data set with ``input_ids``, ``attention_mask``, ``token_type_ids`` (for pairs) and ``sense_labels``: int32 lists
-        of one length, -100 where a token has no sense.
+        The data set with ``input_ids`` int32, ``attention_mask`` int8, ``token_type_ids`` (for pairs) uint8 and
+        ``sense_labels`` int32: lists of one length, global sense ids, -100 where a token has no sense. If ``coded``, instead
+        of the latter ``sense_indices`` int8 or int16: ``sense_labels - offsets[input_ids]``, -1 where a token has no sense.
 
     Raises:
         ValueError: if the tokenizers or the widths differ, the column is missing, or ``dataset`` is not one split in memory.
@@ -101,7 +108,7 @@ def compute_sense_targets(
                 columns, cut = _targets_of(texts, teacher, dictionary, max_length, batch_size, bar)
                 num_cut += cut
                 _write_part(path, columns)
-            parts.append(Dataset.from_file(str(path)))
+            parts.append(Dataset.from_file(str(path if coded else _decoded(path, dictionary))))
     if num_cut:
         logger.warning("%d of %d texts are longer than %d tokens and were cut.", num_cut, len(dataset), max_length)
     if not parts:
@@ -139,35 +146,69 @@ def _targets_of(
     texts: list[Any], teacher: Teacher, dictionary: SenseDictionary, max_length: int, batch_size: int, bar: Any
 ) -> tuple[dict[str, list[np.ndarray]], int]:
     corpus = encode_corpus(texts, teacher.tokenizer, max_length, disable_tqdm=True, quiet=True)
-    labels = np.full(len(corpus.input_ids), NO_SENSE, np.int32)
+    indices = np.full(len(corpus.input_ids), NO_INDEX, index_dtype(dictionary.offsets.numpy()))
     for batch in corpus.batches(batch_size):
         inputs = corpus.padded(batch, teacher.tokenizer.pad_token_id or 0)
         hidden = teacher.hidden_states(**inputs)
         ids = inputs["input_ids"].to(hidden.device)
         mask = inputs["attention_mask"].to(hidden.device)
-        found = dictionary.lookup(ids, hidden, mask).cpu().numpy()
+        found = dictionary.lookup(ids, hidden, mask).cpu()
+        local = torch.where(found >= 0, found - dictionary.offsets[inputs["input_ids"]], NO_INDEX).numpy()
         kept = inputs["attention_mask"].bool().numpy()
         lengths = corpus.lengths[batch]
         where = np.repeat(corpus.offsets[batch] - (lengths.cumsum() - lengths), lengths) + np.arange(lengths.sum())
-        labels[where] = found[kept]
+        indices[where] = local[kept]
         bar.update(int(lengths.sum()))
     cuts = corpus.offsets[1:-1]
     columns = {
         "input_ids": np.split(corpus.input_ids, cuts),
-        "attention_mask": np.split(np.ones(len(labels), np.int8), cuts),
-        "sense_labels": np.split(labels, cuts),
+        "attention_mask": np.split(np.ones(len(indices), np.int8), cuts),
+        "sense_indices": np.split(indices, cuts),
     }
     if corpus.token_type_ids is not None:
         columns["token_type_ids"] = np.split(corpus.token_type_ids, cuts)
     return columns, corpus.num_cut
 
 
+def index_dtype(offsets: np.ndarray) -> np.dtype:
+    """What holds the place of a sense among its token's: int8 or int16, by ``offsets`` int64 ``(vocab_size + 1,)``.
+
+    Raises:
+        ValueError: if a token has more than 32,767 senses.
+    """
+    most = int(np.diff(offsets).max(initial=0))
+    if most > np.iinfo(np.int16).max:
+        raise ValueError(f"Targets hold at most 32767 senses a token, and a token of this dictionary has {most}.")
+    return np.dtype(np.int8 if most <= np.iinfo(np.int8).max else np.int16)
+
+
+def _decoded(path: Path, dictionary: SenseDictionary) -> Path:
+    """Beside a part of coded targets, the same with global sense ids."""
+    from datasets import Dataset
+
+    decoded = path.with_name(f"{path.stem}-global.arrow")
+    if decoded.is_file():
+        return decoded
+    table = Dataset.from_file(str(path)).data.table.combine_chunks()
+    columns = {}
+    for name in table.column_names:
+        column = table.column(name).combine_chunks()
+        cuts = column.offsets.to_numpy()[1:-1]
+        values = column.values.to_numpy()
+        if name == "sense_indices":
+            ids = table.column("input_ids").combine_chunks().values.to_numpy()
+            values = np.where(values >= 0, dictionary.offsets.numpy()[ids] + values, NO_SENSE).astype(np.int32)
+            name = "sense_labels"
+        columns[name] = np.split(values, cuts)
+    _write_part(decoded, columns)
+    return decoded
+
+
 def _write_part(path: Path, columns: dict[str, list[np.ndarray]]) -> None:
     from datasets import Features, List, Value
     from datasets.arrow_writer import ArrowWriter
 
-    kinds = {"input_ids": "int32", "attention_mask": "int8", "sense_labels": "int32", "token_type_ids": "uint8"}
-    features = Features({name: List(Value(kinds[name])) for name in columns})
+    features = Features({name: List(Value(str(values[0].dtype))) for name, values in columns.items()})
     temporary = path.with_suffix(f".{os.getpid()}.{time.monotonic_ns()}.tmp")
     try:
         with ArrowWriter(path=str(temporary), features=features) as writer:

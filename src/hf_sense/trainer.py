@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
+from hf_sense.collator import INPUTS, SenseDataCollator
 from hf_sense.corpus import iterate_texts
 from hf_sense.dictionary import tokenizer_fingerprint
 from hf_sense.fused import Senses, choose_senses, sense_loss
@@ -23,13 +24,11 @@ from hf_sense.losses import cosine_loss, soft_sense_loss, squared_error_loss
 from hf_sense.model_card import Provenance, model_card, write_card
 from hf_sense.modeling_sense import SensePreTrainedModel
 from hf_sense.publishing import auto_class_of, copy_companions, pin_dictionary
-from hf_sense.ragged import NO_SENSE, sense_scores
+from hf_sense.ragged import sense_scores
 from hf_sense.ranks import on_cpu
 from hf_sense.targets import compute_sense_targets
 from hf_sense.teacher import Teacher, load_teacher
 from hf_sense.temperature import natural_temperature
-
-_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 @dataclass
@@ -86,31 +85,6 @@ class SenseDistillationConfig(TrainingArguments):
     def needs_teacher_states(self) -> bool:
         """Whether a loss compares with the teacher's hidden states, which are not stored."""
         return self.live_teacher or self.soft_weight > 0 or self.mse_weight > 0 or self.cosine_weight > 0
-
-
-@dataclass
-class SenseDataCollator:
-    """Pads token ids with the tokenizer, on its side, and sense labels with -100 on the same."""
-
-    tokenizer: PreTrainedTokenizerBase
-    pad_to_multiple_of: int | None = None
-
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """One batch: int64 ``(batch, sequence)`` tensors."""
-        inputs = [{name: row[name] for name in _INPUTS if name in row} for row in rows]
-        batch = dict(
-            self.tokenizer.pad(inputs, padding=True, pad_to_multiple_of=self.pad_to_multiple_of, return_tensors="pt")
-        )
-        if "sense_labels" in rows[0]:
-            labels = torch.full_like(batch["input_ids"], NO_SENSE)
-            for number, row in enumerate(rows):
-                values = torch.as_tensor(row["sense_labels"], dtype=torch.int64)
-                if self.tokenizer.padding_side == "left":
-                    labels[number, labels.shape[1] - len(values) :] = values
-                else:
-                    labels[number, : len(values)] = values
-            batch["sense_labels"] = labels
-        return batch
 
 
 class SenseDistillationTrainer(Trainer):
@@ -178,7 +152,7 @@ class SenseDistillationTrainer(Trainer):
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
-            data_collator=data_collator or SenseDataCollator(processing_class),
+            data_collator=data_collator or SenseDataCollator(processing_class, offsets=self._dictionary.offsets),
             **kwargs,
         )
         if self.teacher is not None and args.needs_teacher_states:
@@ -189,8 +163,9 @@ class SenseDistillationTrainer(Trainer):
         names = getattr(dataset, "column_names", None)
         if dataset is None:
             return None
-        if isinstance(names, list) and {"input_ids", "sense_labels"} <= set(names):
-            return dataset.remove_columns("sense_labels") if args.live_teacher else dataset
+        stored = [name for name in ("sense_labels", "sense_indices") if name in (names or ())]
+        if isinstance(names, list) and "input_ids" in names and stored:
+            return dataset.remove_columns(stored) if args.live_teacher else dataset
         if self.teacher is None:
             raise ValueError(
                 f"The data set has {names} and no sense_labels. Pass a teacher, or what compute_sense_targets returned."
@@ -206,8 +181,14 @@ class SenseDistillationTrainer(Trainer):
             batch_size=args.target_batch_size,
             cache_dir=args.target_cache_dir,
             text_column=args.text_column,
+            coded=True,
             disable_tqdm=args.disable_tqdm or None,
         )
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        if "sense_indices" not in self._signature_columns:
+            self._signature_columns += ["sense_indices"]  # the collator turns them into sense_labels
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
@@ -233,7 +214,7 @@ class SenseDistillationTrainer(Trainer):
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         """The weighted sum of the losses over labelled tokens, divided by their number in the step."""
         args = self.args
-        given = {name: inputs[name] for name in _INPUTS if inputs.get(name) is not None}
+        given = {name: inputs[name] for name in INPUTS if inputs.get(name) is not None}
         output = model(**given, output_contextual=True)
         kept = self._labelled(inputs).reshape(-1).nonzero().squeeze(-1)
         hidden = output.contextual_hidden_state.reshape(-1, self._dictionary.dim)
