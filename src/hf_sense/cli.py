@@ -129,7 +129,7 @@ def build(
     seed: Annotated[int, typer.Option(help="Of the sample and of the clustering.")] = 0,
     dtype: Annotated[DtypeName, typer.Option(help="Of the stored senses.")] = DtypeName.float32,
     work_dir: Annotated[
-        Path | None, typer.Option(help="Unfinished work, found again by the same command [OUTPUT.work].")
+        Path | None, typer.Option(help="Unfinished work, found again by the same command; OUTPUT.work if not given.")
     ] = None,
     adapter: _AdapterOption = None,
     attention: _AttentionOption = AttentionName.auto,
@@ -142,9 +142,11 @@ def build(
     texts, column = load(dataset, split, text_column)
     import torch
 
+    from hf_sense import register
     from hf_sense.builder import build_dictionary
     from hf_sense.teacher import load_teacher
 
+    register()
     source: Any = teacher
     if adapter or instruction or chat or attention is not AttentionName.auto:
         source = load_teacher(
@@ -186,6 +188,13 @@ def convert(
     check_no_model(output)
     if output.resolve() == folder.resolve():
         fail(f"{output} is the dictionary itself, whose senses would be lost. Give another folder.")
+    from hf_sense.folders import is_sense_model
+
+    if is_sense_model(folder):
+        fail(
+            f"{folder} is a sense model, and convert takes a dictionary. Convert the dictionary that it was distilled from, and "
+            "give that to hf-sense distill --dictionary."
+        )
     import torch
 
     from hf_sense.dictionary import SenseDictionary

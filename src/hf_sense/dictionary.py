@@ -472,8 +472,12 @@ class SenseDictionary:
         Raises:
             FileNotFoundError: if there is no such folder or repository, or a file of it is missing.
             PermissionError: if the repository is gated.
-            ValueError: if a file is damaged, hostile, or of a newer format.
+            ValueError: if a file is damaged, hostile, or of a newer format, or ``name_or_path`` is no name.
         """
+        if not isinstance(name_or_path, (str, os.PathLike)):
+            raise ValueError(
+                f"name_or_path should be a folder or an id on the Hub, but is a {type(name_or_path).__name__}."
+            )
         name, folder, commit = str(name_or_path), Path(name_or_path), None
         if not folder.exists() and hub.is_repo_id(name):
             within = f"{subfolder.strip('/')}/" if subfolder else ""
@@ -483,7 +487,7 @@ class SenseDictionary:
                 name, patterns, what="a sense dictionary", revision=revision, cache_dir=cache_dir, token=token,
                 local_files_only=local_files_only,
             )  # fmt: skip
-        blocks, small, described = storage.read_dictionary(folder / subfolder, verify)
+        blocks, small, described = storage.read_dictionary(folder / subfolder, verify, str(Path(name, subfolder)))
         own = ("format_version", "library_version", "dim", "vocab_size", "num_senses", "metric", "sha256")
         dictionary = cls(
             blocks,

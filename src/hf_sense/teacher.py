@@ -35,6 +35,7 @@ from hf_sense.adapters import (
     settings_of,
 )
 from hf_sense.decoders import Attention, blind_cases, is_decoder, is_open, open_attention
+from hf_sense.folders import MODEL_TYPES, check_model_name
 from hf_sense.llm2vec import TextForm, find_file, read_json, tokenized
 from hf_sense.padding import RightAligned
 from hf_sense.pooling import check_pooling, pool
@@ -238,7 +239,8 @@ def load_teacher(
 
     Raises:
         ValueError: if the model does not see both ways and should, an adapter belongs to another base, or the model needs
-            decoder inputs.
+            decoder inputs, or it is a sense model or a dictionary.
+        FileNotFoundError: if there is no such folder, and it is no id on the Hub.
 
     Example:
         >>> load_teacher("org/encoder")  # doctest: +SKIP
@@ -258,6 +260,7 @@ def load_teacher(
     settings = None
     if isinstance(name_or_model, (str, os.PathLike)):
         name = os.fspath(name_or_model)
+        check_model_name(name)
         if (own := read_json(name, ADAPTER_FILE, revision)) is not None and find_file(
             name, "model.safetensors", revision
         ) is None:
@@ -267,6 +270,7 @@ def load_teacher(
         device_map = processes().device if device_map is None else device_map
         options = {"dtype": dtype, "device_map": device_map, "attn_implementation": attn_implementation}
         config = AutoConfig.from_pretrained(name, **shared)
+        _refuse_student(config, name)
         merged = [adapter_source(source) for source in names]
         settings = settings_of(name, revision, merged)
         taken = _set_attention(config, attention, merged, name)
@@ -281,6 +285,7 @@ def load_teacher(
         if names:
             raise ValueError("adapters are merged into a model that is loaded by name; merge them into yours before.")
         model = name_or_model
+        _refuse_student(model.config, model.config._name_or_path or type(model).__name__)
         if hasattr(model, "merge_and_unload"):
             model = copy.deepcopy(model).merge_and_unload()
         name = model.config._name_or_path or type(model).__name__
@@ -357,6 +362,16 @@ def prove_bidirectional(teacher: Teacher) -> None:
         f"{teacher.name} is a decoder of the family {kind}, which does not become bidirectional with {backend} attention in a "
         f"batch {' or '.join(blind)}: its first hidden state does not depend on the last token, or is not finite. {remedy}"
     )
+
+
+def _refuse_student(config: PretrainedConfig, name: str) -> None:
+    """A student's states are senses already: a dictionary or targets made from them would only repeat its own."""
+    if config.model_type in MODEL_TYPES:
+        made_from = config.dictionary_metadata.get("teacher", {}).get("name")
+        raise ValueError(
+            f"{name} is a sense model, whose hidden states have been replaced by senses; it cannot be a teacher. Give the "
+            f"model that its dictionary was built with{f': {made_from}' if made_from else ''}."
+        )
 
 
 def _set_attention(
