@@ -86,7 +86,7 @@ class SenseDictionary:
         metric: how a hidden state picks a sense: ``"dot"``, ``"cosine"`` or ``"l2"``.
         tokenizer_fingerprint: of the tokenizer whose ids these are, from ``tokenizer_fingerprint``.
         metadata: how it was built: ``teacher``, ``clustering``, ``sampling``, ``corpus``, each a dict.
-        tokenizer: lets ``senses_of`` take a token as text.
+        tokenizer: lets ``senses_of`` take a token as text; it is not saved with the dictionary.
         check_values: look for NaN and infinity; ``None`` does so up to 256 MiB.
         scales: float32 ``(num_senses,)``, what each row of int8 senses is to be multiplied with; ``to(torch.int8)`` makes both.
 
@@ -214,14 +214,19 @@ class SenseDictionary:
     def senses_of(self, token: int | str, tokenizer: PreTrainedTokenizerBase | None = None) -> TokenSenses:
         """The senses of a token id, or of a token given as text.
 
+        A dictionary that was built in this process knows its teacher's tokenizer; one that was loaded does not, and takes text
+        only with ``tokenizer``.
+
         Raises:
             ValueError: if there is no such token, or it is text and no tokenizer is known.
         """
         if isinstance(token, str):
             tokenizer = tokenizer or self.tokenizer
             if tokenizer is None:
+                place = (self.metadata.get("teacher") or {}).get("name") or "the teacher"
                 raise ValueError(
-                    f"To find the senses of {token!r}, pass the teacher's tokenizer, or give the token's id."
+                    f"To find the senses of {token!r} the teacher's tokenizer is needed, which is not saved with a dictionary: "
+                    f"pass it, AutoTokenizer.from_pretrained({place!r}), or give the token's id."
                 )
             token = token_id_of(token, tokenizer)
         if not 0 <= token < self.vocab_size:
@@ -321,12 +326,20 @@ class SenseDictionary:
             "megabytes": self._table.nbytes / 1e6,
         }
 
-    def to(self, dtype: torch.dtype) -> SenseDictionary:
+    def to(self, dtype: torch.dtype | str) -> SenseDictionary:
         """A copy whose senses are float16, bfloat16, float32, or int8 with a scale a row (``hf_sense.quantization``).
 
+        Args:
+            dtype: such as ``torch.int8``, or its name, ``"int8"``.
+
         Raises:
-            ValueError: if a value overflows the dtype; bfloat16 has float32's range.
+            ValueError: if it is none of these, or a value overflows it; bfloat16 has float32's range.
         """
+        known = {str(one).removeprefix("torch."): one for one in storage.SENSE_DTYPES}
+        found = known.get(str(dtype).removeprefix("torch."))
+        if found is None:
+            raise ValueError(f"dtype should be one of {', '.join(known)}, but is {dtype!r}.")
+        dtype = found
         table = self._table.to(dtype)
         return self._copy(table.blocks, self.offsets, self.counts, self.spread, table.scales)
 
@@ -334,8 +347,13 @@ class SenseDictionary:
         """A dictionary with the senses of both: each token's own first, then those of ``other``.
 
         Raises:
-            ValueError: if width, vocabulary, tokenizer or metric differ.
+            ValueError: if ``other`` is no dictionary, or width, vocabulary, tokenizer or metric differ.
         """
+        if not isinstance(other, SenseDictionary):
+            raise ValueError(
+                f"merge takes a SenseDictionary, but a {type(other).__name__} came. SenseDictionary.from_pretrained opens one; "
+                "build_dictionary makes one of a teacher and texts."
+            )
         for name in ("dim", "vocab_size", "metric", "tokenizer_fingerprint"):
             if getattr(self, name) != getattr(other, name):
                 raise ValueError(

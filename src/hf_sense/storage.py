@@ -35,6 +35,7 @@ _JSON_BYTES = 64 * 2**20
 
 _FLOAT_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 _SENSE_DTYPES = {**_FLOAT_DTYPES, "I8": torch.int8}
+SENSE_DTYPES = tuple(_SENSE_DTYPES.values())
 _REQUIRED: dict[str, Any] = {
     "format_version": int,
     "dim": int,
