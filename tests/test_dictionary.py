@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hf_sense import SenseDictionary
-from hf_sense.dictionary import tokenizer_fingerprint
+from hf_sense.vocabulary import tokenizer_fingerprint
 
 TENSORS, DESCRIPTION = "sense_dictionary.safetensors", "sense_dictionary.json"
 

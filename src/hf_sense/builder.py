@@ -23,12 +23,13 @@ from transformers import PreTrainedModel
 
 from hf_sense.clustering import Clusters, cluster, number_of_senses
 from hf_sense.corpus import EncodedCorpus, encode_corpus, iterate_texts
-from hf_sense.dictionary import SenseDictionary, tokenizer_fingerprint
+from hf_sense.dictionary import SenseDictionary
 from hf_sense.ragged import check_metric
 from hf_sense.ranks import processes
 from hf_sense.sampling import OccurrenceSample, sample_occurrences
 from hf_sense.teacher import Teacher, load_teacher
 from hf_sense.unfinished import UnfinishedBuild
+from hf_sense.vocabulary import tokenizer_fingerprint
 
 logger = logging.getLogger(__name__)
 

@@ -40,7 +40,7 @@ def inspect(
     name = teacher or dictionary.metadata.get("teacher", {}).get("name")
     if tokenizer is None or (corpus is not None and not name):
         fail(f"The dictionary in {folder} does not name its teacher. Give it with --teacher.")
-    from hf_sense.dictionary import token_id_of
+    from hf_sense.vocabulary import token_id_of
 
     known = tokenizer.get_vocab()
     token_id = int(token) if token.isdigit() and token not in known else token_id_of(token, tokenizer)

@@ -17,7 +17,6 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from hf_sense.corpus import Text, encode_corpus, iterate_texts
-from hf_sense.dictionary import tokenizer_fingerprint
 from hf_sense.llm2vec import TextForm, last_tokens, text_length
 from hf_sense.modeling_sense import SensePreTrainedModel
 from hf_sense.scores import (
@@ -34,6 +33,7 @@ from hf_sense.scores import (
     sklearn_module,
     word_sense_scores,
 )
+from hf_sense.vocabulary import tokenizer_fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -16,7 +16,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from transformers.trainer_utils import EvalLoopOutput
 
 from hf_sense.corpus import iterate_texts
-from hf_sense.dictionary import tokenizer_fingerprint
 from hf_sense.folders import check_keeps_classifier
 from hf_sense.hub import explained
 from hf_sense.losses import cosine_loss, hard_sense_loss, soft_sense_loss, squared_error_loss
@@ -28,6 +27,7 @@ from hf_sense.ranks import on_cpu
 from hf_sense.targets import compute_sense_targets
 from hf_sense.teacher import Teacher, load_teacher
 from hf_sense.temperature import natural_temperature
+from hf_sense.vocabulary import tokenizer_fingerprint
 
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
