@@ -73,6 +73,16 @@ def load(name: str, split: str, text_column: str) -> tuple[Any, str | list[str]]
     return data, columns[0] if len(columns) == 1 else columns
 
 
+def labels_of(data: Any, column: str, name: str) -> list[str]:
+    """The labels of a column as strings; none may be missing."""
+    if column not in data.column_names:
+        fail(f"{name} has no column {column!r}; it has {', '.join(data.column_names)}. Name it with --label-column.")
+    values = list(data[column])
+    if None in values:
+        fail(f"Row {values.index(None)} of {name} has no label in column {column!r}. Fill it in, or leave the row out.")
+    return [str(value) for value in values]
+
+
 def check_model(name: str) -> None:
     """A path that is not there is no id on the Hub either, and a dictionary is no model."""
     if (name.count("/") > 1 or name.startswith(("/", "."))) and not Path(name).is_dir():
