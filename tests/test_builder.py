@@ -200,6 +200,14 @@ def test_nan_of_the_teacher_names_the_text(teacher, texts, monkeypatch):
         ({"texts": DatasetDict(train=Dataset.from_dict({"text": ["a"]}))}, r"data\['train'\]"),
         ({"texts": Dataset.from_dict({"body": ["a"]})}, "no column 'text'; it has 'body'"),
         ({"texts": 7}, "got a int"),
+        ({"max_sense": 3}, "no option 'max_sense'; did you mean 'max_senses'"),
+        ({"restart": 3}, "did you mean 'restarts'"),
+        ({"weights": 3}, "no option 'weights'"),
+        ({"tolerance": "a"}, "tolerance should be a number"),
+        ({"restarts": 1.5}, "restarts should be a whole number"),
+        ({"seed": "a"}, "seed should be a whole number, but is 'a'"),
+        ({"batch_size": "8"}, "batch_size should be a whole number"),
+        ({"text_column": "body"}, "text_column='body' names a column, but a list of str came"),
     ],
 )
 def test_bad_input_is_refused_before_the_teacher_runs(

@@ -32,6 +32,21 @@ def dictionary(data, tiny_teacher_folder):
     return folder
 
 
+@pytest.fixture(scope="module")
+def student(dictionary, teacher, tmp_path_factory):
+    """The folder of a student with its classifier; a folded one lies in it."""
+    from hf_sense import SenseDictionary, SenseModelForSequenceClassification
+
+    folder = tmp_path_factory.mktemp("student")
+    senses = SenseDictionary.from_pretrained(dictionary)
+    model = SenseModelForSequenceClassification.from_teacher(teacher, senses, num_hidden_layers=1)
+    model.save_pretrained(folder)
+    (folder / "folded").mkdir()
+    (folder / "folded" / "config.json").write_text('{"model_type": "folded_sense"}', encoding="utf-8")
+    teacher.tokenizer.save_pretrained(folder)
+    return folder
+
+
 def run(arguments, capsys):
     """The exit code and the one line of an error."""
     code = main(arguments)
@@ -119,6 +134,37 @@ def test_convert_makes_what_the_other_commands_take(data, dictionary, tiny_teach
     assert "[bank]" in capsys.readouterr().out
 
 
+def test_inspect_takes_a_student_as_report_does(data, dictionary, student, capsys):
+    """A student's senses are seen in Python alone."""
+    shown = []
+    for folder in (dictionary, student):
+        assert main(["inspect", str(folder), "bank", "--corpus", str(data / "train.jsonl"), "--contexts", "1"]) == 0
+        shown.append(capsys.readouterr().out)
+    assert "occurrences" in shown[0]
+    assert shown[0] == shown[1]
+
+
+def test_no_word_of_the_help_is_lost(capsys):
+    """What stands in square brackets is taken for a colour, and a sentence ends in a hole."""
+    for command in (
+        "build",
+        "convert",
+        "distill",
+        "adapt",
+        "evaluate",
+        "inspect",
+        "report",
+        "explore",
+        "export",
+        "push",
+    ):
+        assert main([command, "--help"]) == 0
+        text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+        assert " ." not in text, command
+    assert main(["build", "--help"]) == 0
+    assert "[CLS]" in capsys.readouterr().out
+
+
 def test_formats_give_the_same_dictionary(data, dictionary, tiny_teacher_folder):
     """A text file is read otherwise than the same texts in JSON lines."""
     other = data / "from_text"
@@ -145,6 +191,10 @@ COMMON = ["--teacher", "x", "--dataset", "{data}/train.jsonl", "--output", "o"]
         (["build", *COMMON, "--dtype", "int4"], "'int4'"),
         (["convert", "{data}/dictionary", "{data}/./dictionary", "--dtype", "int8"], "would be lost"),
         (["build", "--teacher", "x", "--dataset", "{data}/train.jsonl", "--output", "{teacher}"], "holds a model"),
+        (["build", *COMMON[2:], "--teacher", "{data}/dictionary"], "is a sense dictionary, and a model is wanted"),
+        (["build", *COMMON[2:], "--teacher", "{student}"], "it cannot be a teacher"),
+        (["convert", "{student}", "{data}/o", "--dtype", "int8"], "Convert the dictionary that it was distilled from"),
+        (["inspect", "{folded}", "bank"], "Give the model that it was folded from"),
         (["explore", "{data}/dictionary", "--port", "80000"], "from 1 to 65535"),
         (["explore", "{data}/dictionary", "--host", "nowhere.invalid"], "host nowhere.invalid cannot be used"),
         (["inspect", "{data}/dictionary", "qqqqqq"], "not a token"),
@@ -153,11 +203,14 @@ COMMON = ["--teacher", "x", "--dataset", "{data}/train.jsonl", "--output", "o"]
         (["nonsense"], "nonsense"),
     ],
 )  # fmt: skip
-def test_bad_input_is_one_line_and_exit_code_2(data, dictionary, tiny_teacher_folder, capsys, arguments, message):
+def test_bad_input_is_one_line_and_exit_code_2(
+    data, dictionary, student, tiny_teacher_folder, capsys, arguments, message
+):
     """A slip ends in a traceback, in silence, or in a file half-written."""
     before = sorted(str(path) for path in data.rglob("*"))
     capsys.readouterr()
-    assert main([argument.format(data=data, teacher=tiny_teacher_folder) for argument in arguments]) == 2
+    names = {"data": data, "teacher": tiny_teacher_folder, "student": student, "folded": student / "folded"}
+    assert main([argument.format(**names) for argument in arguments]) == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert said.startswith("hf-sense: ")
     assert message in said

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hf_sense import SenseDictionary
-from hf_sense.dictionary import tokenizer_fingerprint
+from hf_sense.vocabulary import tokenizer_fingerprint
 
 TENSORS, DESCRIPTION = "sense_dictionary.safetensors", "sense_dictionary.json"
 
@@ -222,6 +222,31 @@ def test_senses_of_takes_text_and_ids(tokenizer):
         dictionary.senses_of("banks")
     with pytest.raises(ValueError, match="outside the vocabulary"):
         dictionary.senses_of(size)
+
+
+def test_a_loaded_dictionary_says_that_it_has_no_tokenizer(teacher, texts, tmp_path):
+    """What worked after the build fails after loading, and nobody knows where the tokenizer is to come from."""
+    from hf_sense import build_dictionary
+
+    built = build_dictionary(teacher, texts, max_senses=2)
+    built.save_pretrained(tmp_path)
+    again = SenseDictionary.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="not saved with a dictionary: pass it") as said:
+        again.senses_of("bank")
+    assert f"from_pretrained({teacher.name!r})" in str(said.value)
+    assert again.senses_of("bank", teacher.tokenizer).sense_ids == built.senses_of("bank").sense_ids
+
+
+def test_wrong_kinds_are_refused(dictionary, teacher):
+    """A slip in the kind of an argument ends in an error about something inside."""
+    assert dictionary.to("int8").fingerprint == dictionary.to(torch.int8).fingerprint
+    for dtype in ("int4", torch.int32, None):
+        with pytest.raises(ValueError, match="dtype should be one of float16, bfloat16, float32, int8, but is"):
+            dictionary.to(dtype)
+    with pytest.raises(ValueError, match="merge takes a SenseDictionary, but a Teacher came"):
+        dictionary.merge(teacher)
+    with pytest.raises(ValueError, match="should be a folder or an id on the Hub, but is a NoneType"):
+        SenseDictionary.from_pretrained(None)
 
 
 def test_fingerprint_tells_vocabularies_apart(tokenizer):

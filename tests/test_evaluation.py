@@ -285,3 +285,21 @@ def test_another_tokenizer_is_refused(teacher, dictionary):
     tokenizer.add_tokens(["zebra"])
     with pytest.raises(ValueError, match="not the model's"):
         embed(model, tokenizer, ["the bank"])
+
+
+@pytest.mark.parametrize("wrong", [["the bank", None], [1, 2], [("a", "b", "c")]])
+def test_embed_refuses_what_is_no_text_by_number(teacher, dictionary, wrong):
+    """A hole in a column ends in an AttributeError of something inside."""
+    with pytest.raises(ValueError, match=r"Text \d should be a string or a pair of strings"):
+        embed(SenseModel.from_teacher(teacher, dictionary), teacher.tokenizer, wrong)
+
+
+def test_a_model_without_a_classifier_is_refused(teacher, dictionary, monkeypatch):
+    """The texts are embedded first, and then an attribute is missing."""
+    monkeypatch.setattr("hf_sense.evaluation.embed", lambda *_, **__: pytest.fail("embedded"))
+    model, texts, labels = SenseModel.from_teacher(teacher, dictionary), ["a", "b"], ["x", "y"]
+    for work in (fit_linear_head, evaluate_classifier):
+        with pytest.raises(ValueError, match="A model with a classifier is needed, but a SenseModel came"):
+            work(model, teacher.tokenizer, texts, labels)
+    with pytest.raises(ValueError, match="A model with a classifier"):
+        predict(model, teacher.tokenizer, texts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import safetensors.torch
 import torch
 from transformers import (
     AutoConfig,
@@ -297,3 +298,65 @@ def test_misspelt_options_are_refused(teacher, dictionary, options, message):
         SenseModel.from_teacher(teacher, dictionary, **options)
     with pytest.raises(ValueError, match="should be a SenseDictionary"):
         SenseModel.from_teacher(teacher, "senses")
+
+
+def narrow_classifier(teacher, dictionary):
+    """A classifier with a projection, so that there is something to fold."""
+    body = BertModel(
+        BertConfig(vocab_size=len(teacher.tokenizer), hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
+    )
+    return SenseModelForSequenceClassification.from_teacher(teacher, dictionary, backbone=body).eval()
+
+
+@pytest.fixture(scope="module")
+def saved_classifier(teacher, dictionary, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("classifier")
+    SenseModelForSequenceClassification.from_teacher(teacher, dictionary, num_hidden_layers=1).save_pretrained(folder)
+    teacher.tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_classifier_is_not_saved_away(teacher, dictionary, saved_classifier, tmp_path):
+    """A model without a classifier is saved over one with it, and hours of training are gone."""
+    model = SenseModelForSequenceClassification.from_pretrained(saved_classifier)
+    before = (saved_classifier / "model.safetensors").read_bytes()
+    small = SenseModel.from_teacher(teacher, dictionary, num_hidden_layers=1)
+    for headless in (model.model, SenseModel.from_pretrained(saved_classifier), small):
+        with pytest.raises(ValueError, match="whose classifier a SenseModel saved there would take away"):
+            headless.save_pretrained(saved_classifier)
+    assert (saved_classifier / "model.safetensors").read_bytes() == before
+    narrow_classifier(teacher, dictionary).fold().save_pretrained(tmp_path / "folded")
+    with pytest.raises(ValueError, match="holds a FoldedSenseModelForSequenceClassification"):
+        small.save_pretrained(tmp_path / "folded")
+    # Over its own kind, or over one that has less, it saves as ever.
+    for _ in range(2):
+        small.save_pretrained(tmp_path / "own")
+    for _ in range(2):
+        model.save_pretrained(tmp_path / "own")
+    assert "classifier.weight" in safetensors.torch.load_file(tmp_path / "own" / "model.safetensors")
+
+
+def test_a_classifier_returns_its_senses(teacher, dictionary, batch):
+    """To see a classifier's senses one has to know what its inner model is called."""
+    model = narrow_classifier(teacher, dictionary)
+    with torch.no_grad():
+        inner, whole, plain = (
+            model.model(**batch, output_senses=True),
+            model(**batch, output_senses=True),
+            model(**batch),
+        )
+        folded = model.fold()(**batch, output_senses=True)
+    assert torch.equal(whole.logits, plain.logits)
+    for name in ("contextual_hidden_state", "sense_ids", "sense_scores"):
+        assert torch.equal(whole[name], inner[name])
+        assert name not in plain
+    assert torch.equal(folded.sense_ids, inner.sense_ids)
+
+
+def test_what_is_no_model_is_refused_by_name(dictionary, tmp_path):
+    """A dictionary's folder is said to lack weights, a misspelt path to be a malformed repository."""
+    dictionary.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is a sense dictionary, and a model is wanted here"):
+        SenseModel.from_pretrained(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"There is no folder 'a/b/c'.*'org/name'"):
+        SenseModelForSequenceClassification.from_pretrained("a/b/c")

@@ -47,6 +47,12 @@ def test_a_classifier_gives_the_vectors_inside_it(teacher, dictionary, texts, tm
     torch.testing.assert_close(torch.from_numpy(encoder.encode(texts)), expected, rtol=1e-4, atol=1e-5)
     again = SenseModelForSequenceClassification.from_pretrained(tmp_path)
     assert torch.equal(again.classifier.weight, model.classifier.weight)
+    with pytest.raises(ValueError, match="whose classifier a SenseModel saved there would take away"):
+        SenseModel.from_pretrained(tmp_path).save_for_sentence_transformers(tmp_path, teacher.tokenizer)
+    with pytest.raises(ValueError, match="whose classifier a SenseModel saved there would take away"):
+        encoder.save_pretrained(str(tmp_path))
+    model.save_for_sentence_transformers(tmp_path, teacher.tokenizer)
+    loaded(tmp_path)
 
 
 def test_prompts_of_an_instruction_model(base, decoder_tokenizer, texts, tmp_path):

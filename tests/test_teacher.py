@@ -11,6 +11,7 @@ from transformers import (
     T5Model,
 )
 
+from hf_sense import SenseModelForSequenceClassification
 from hf_sense.decoders import blind_cases
 from hf_sense.teacher import load_teacher
 
@@ -119,3 +120,22 @@ def test_the_tokenizer_of_another_model_is_refused(tiny_teacher_folder, tmp_path
     BertModel.from_pretrained(tiny_teacher_folder).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"The tokenizer has 5 tokens and .* embeds"):
         load_teacher(tmp_path)
+
+
+def test_a_student_is_no_teacher(teacher, dictionary, tmp_path):
+    """A dictionary is built from states that are senses already, or students are made of students unnoticed."""
+    narrow = BertModel(
+        BertConfig(vocab_size=len(teacher.tokenizer), hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
+    )
+    student = SenseModelForSequenceClassification.from_teacher(teacher, dictionary, backbone=narrow)
+    student.save_pretrained(tmp_path / "student")
+    student.fold().save_pretrained(tmp_path / "folded")
+    teacher.tokenizer.save_pretrained(tmp_path / "student")
+    for given in (student, student.model, tmp_path / "student", str(tmp_path / "folded")):
+        with pytest.raises(ValueError, match=f"sense model.* it cannot be a teacher.*with: {teacher.name}"):
+            load_teacher(given)
+    dictionary.save_pretrained(tmp_path / "senses")
+    with pytest.raises(ValueError, match="is a sense dictionary, and a model is wanted"):
+        load_teacher(tmp_path / "senses")
+    with pytest.raises(FileNotFoundError, match="no folder 'a/b/c'"):
+        load_teacher("a/b/c")

@@ -313,3 +313,15 @@ def test_temperature_comes_from_the_table_unless_it_is_given(teacher, dictionary
     assert abs(losses[None] - losses[5 * expected]) > 0.01
     model = SenseModelForSequenceClassification.from_teacher(teacher, dictionary, selection_temperature=3.0)
     assert model.config.selection_temperature == 3.0
+
+
+def test_a_headless_student_is_not_trained_towards_a_classifiers_folder(
+    teacher, dictionary, data, student, tmp_path, monkeypatch
+):
+    """The refusal to save over a classifier comes at the end of the training."""
+    classifier = SenseModelForSequenceClassification.from_teacher(teacher, dictionary, num_hidden_layers=1)
+    classifier.save_pretrained(tmp_path / "out")
+    SenseDistillationTrainer(classifier, config(tmp_path), teacher=teacher, train_dataset=data)
+    monkeypatch.setattr(type(teacher), "hidden_states", lambda *_, **__: pytest.fail("the teacher ran"))
+    with pytest.raises(ValueError, match="Give another folder"):
+        SenseDistillationTrainer(student, config(tmp_path), teacher=teacher, train_dataset=data)

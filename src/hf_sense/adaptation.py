@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,6 +38,7 @@ from hf_sense.adaptation_trainers import (
     MaskedTrainer,
     StageTrainer,
 )
+from hf_sense.adapters import save_adapter
 from hf_sense.corpus import encode_corpus, iterate_texts
 from hf_sense.decoders import blind_cases, is_decoder, open_attention
 from hf_sense.ranks import processes
@@ -287,25 +287,9 @@ class _Run:
         }
         if processes().is_main_process:
             self._write()
-            self._save(name, model)
+            save_adapter(self.folder / name, model, self.config(), self.tokenizer, self.args.pooling)
             shutil.rmtree(work, ignore_errors=True)
         processes().wait_for_everyone()
-
-    def _save(self, name: str, model: Any) -> None:
-        """An adapter in the layout of LLM2Vec's published ones, under its name once it is whole."""
-        for stale in self.folder.glob(f".{name}.*"):
-            shutil.rmtree(stale)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=self.folder))
-        temporary.chmod(0o755)
-        model.save_pretrained(temporary)
-        config = self.config()
-        config.architectures = [type(model.get_base_model()).__name__]
-        config.save_pretrained(temporary)
-        self.tokenizer.save_pretrained(temporary)
-        pooling = "eos_token" if self.args.pooling == "last_token" else self.args.pooling
-        settings = {"pooling_mode": pooling, "max_length": 512, "doc_max_length": 400, "skip_instruction": True}
-        write_text(temporary / "llm2vec_config.json", json.dumps(settings, indent=2) + "\n")
-        os.replace(temporary, self.folder / name)
 
 
 def _check_both_ways(body: PreTrainedModel, name: str) -> None:

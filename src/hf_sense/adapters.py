@@ -1,16 +1,23 @@
-"""PEFT adapters of a decoder: where they lie, what they say of attention and settings, and how they go into the weights."""
+"""PEFT adapters of a decoder: where they lie, what they say of attention and settings, and how they go into the weights.
+
+It reads and writes them; training them is ``hf_sense.adaptation``'s work.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_sense.llm2vec import SETTINGS_FILE, LLM2VecSettings, find_file, read_json, read_settings
+from hf_sense.storage import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -93,3 +100,29 @@ def merge_adapter(model: PreTrainedModel, source: dict[str, str | None], base: s
     merged = wrapped_model.merge_and_unload()
     merged._hf_peft_config_loaded = False
     return merged
+
+
+def save_adapter(
+    folder: Path, model: Any, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, pooling: str
+) -> None:
+    """Writes an adapter in the layout of LLM2Vec's published ones, under its name once it is whole.
+
+    Args:
+        folder: its place; what an interrupted save left beside it is removed.
+        model: the base with the adapter, as PEFT wraps it.
+        config: the base's, with the attention that the adapter was trained for.
+        tokenizer: the base's.
+        pooling: how a text's vector is to be made.
+    """
+    for stale in folder.parent.glob(f".{folder.name}.*"):
+        shutil.rmtree(stale)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    temporary.chmod(0o755)
+    model.save_pretrained(temporary)
+    config.architectures = [type(model.get_base_model()).__name__]
+    config.save_pretrained(temporary)
+    tokenizer.save_pretrained(temporary)
+    mode = "eos_token" if pooling == "last_token" else pooling
+    settings = {"pooling_mode": mode, "max_length": 512, "doc_max_length": 400, "skip_instruction": True}
+    write_text(temporary / SETTINGS_FILE, json.dumps(settings, indent=2) + "\n")
+    os.replace(temporary, folder)

@@ -14,6 +14,7 @@ from huggingface_hub import CommitInfo
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_sense.folders import check_keeps_classifier
 from hf_sense.pooling import frequency_weights, pool
 from hf_sense.publishing import HUB_ARGUMENTS, push_model, save_dictionary_beside
 
@@ -30,7 +31,13 @@ class BaseSenseModel(PreTrainedModel):
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], *args: Any, push_to_hub: bool = False, **kwargs: Any
     ) -> None:
-        """As every Transformers model; a dictionary beside the weights is saved with them."""
+        """As every Transformers model; a dictionary beside the weights is saved with them.
+
+        Raises:
+            ValueError: if the model has no classifier and the folder holds a sense model that has: it would be lost.
+        """
+        if self.base_model is self:
+            check_keeps_classifier(save_directory, type(self).__name__)
         hub_arguments = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs} if push_to_hub else {}
         super().save_pretrained(save_directory, *args, **kwargs)
         if kwargs.get("is_main_process", True):

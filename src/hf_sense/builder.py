@@ -5,8 +5,11 @@ It orders the work and keeps it bounded; what each step computes stands in the m
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import itertools
 import logging
+import numbers
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -20,12 +23,13 @@ from transformers import PreTrainedModel
 
 from hf_sense.clustering import Clusters, cluster, number_of_senses
 from hf_sense.corpus import EncodedCorpus, encode_corpus, iterate_texts
-from hf_sense.dictionary import SenseDictionary, tokenizer_fingerprint
+from hf_sense.dictionary import SenseDictionary
 from hf_sense.ragged import check_metric
 from hf_sense.ranks import processes
 from hf_sense.sampling import OccurrenceSample, sample_occurrences
 from hf_sense.teacher import Teacher, load_teacher
 from hf_sense.unfinished import UnfinishedBuild
+from hf_sense.vocabulary import tokenizer_fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -99,8 +103,11 @@ def build_dictionary(
         ("max_occurrences", max_occurrences),
         ("batch_size", batch_size),
     ):
-        if value < 1:
-            raise ValueError(f"{name} should be at least 1, but is {value}.")
+        if not _is_whole(value) or value < 1:
+            raise ValueError(f"{name} should be a whole number from 1, but is {value!r}.")
+    if not _is_whole(seed):
+        raise ValueError(f"seed should be a whole number, but is {seed!r}.")
+    _check_options(clustering)
     options = {"method": method, "max_senses": max_senses, "min_occurrences": min_occurrences, **clustering}
     cluster(torch.zeros(0, 1), torch.zeros(1, dtype=torch.int64), seed=seed, **options)
     found = iterate_texts(texts, text_column)
@@ -151,6 +158,31 @@ def build_dictionary(
     )
     work.remove()
     return dictionary if dtype == torch.float32 else dictionary.to(dtype)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _check_options(clustering: dict[str, Any]) -> None:
+    """Refuses options that ``cluster`` does not have, or that are no numbers; it checks their ranges itself."""
+    own = inspect.signature(build_dictionary).parameters.values()
+    further = {
+        name: parameter.default
+        for name, parameter in inspect.signature(cluster).parameters.items()
+        if isinstance(parameter.default, (int, float)) and name not in ("max_senses", "min_occurrences", "seed")
+    }
+    known = [parameter.name for parameter in own if parameter.kind is not parameter.VAR_KEYWORD] + list(further)
+    for name, value in clustering.items():
+        if name not in further:
+            near = difflib.get_close_matches(name, known, 1, 0.5)
+            raise ValueError(
+                f"build_dictionary has no option {name!r}{f'; did you mean {near[0]!r}?' if near else '.'} Those of clustering "
+                f"are {', '.join(further)}."
+            )
+        whole = isinstance(further[name], int)
+        if not (_is_whole(value) if whole else isinstance(value, numbers.Real)):
+            raise ValueError(f"{name} should be a {'whole number' if whole else 'number'}, but is {value!r}.")
 
 
 def _checked_length(max_length: int | None, teacher: Teacher) -> int:

@@ -24,6 +24,9 @@ def teacher_of(dictionary: Any, name: str) -> Any:
     ]
     from transformers import AutoConfig
 
+    from hf_sense import register
+
+    register()  # a student that is given in its teacher's place is refused by name
     kind = AutoConfig.from_pretrained(name).model_type
     if made.get("model_type", kind) != kind and not adapters:
         fail(
@@ -70,10 +73,24 @@ def load(name: str, split: str, text_column: str) -> tuple[Any, str | list[str]]
     return data, columns[0] if len(columns) == 1 else columns
 
 
+def labels_of(data: Any, column: str, name: str) -> list[str]:
+    """The labels of a column as strings; none may be missing."""
+    if column not in data.column_names:
+        fail(f"{name} has no column {column!r}; it has {', '.join(data.column_names)}. Name it with --label-column.")
+    values = list(data[column])
+    if None in values:
+        fail(f"Row {values.index(None)} of {name} has no label in column {column!r}. Fill it in, or leave the row out.")
+    return [str(value) for value in values]
+
+
 def check_model(name: str) -> None:
-    """A path that is not there is no id on the Hub either."""
+    """A path that is not there is no id on the Hub either, and a dictionary is no model."""
     if (name.count("/") > 1 or name.startswith(("/", "."))) and not Path(name).is_dir():
         fail(f"There is no folder {name!r}.")
+    from hf_sense.folders import is_dictionary
+
+    if is_dictionary(name):
+        fail(f"{name} is a sense dictionary, and a model is wanted here. Give the folder of a model.")
 
 
 def check_output(output: Path) -> None:

@@ -6,7 +6,6 @@ They read arguments and print; what is shown is found by ``hf_sense.contexts``, 
 from __future__ import annotations
 
 import itertools
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,7 +23,7 @@ _Most = Annotated[int, typer.Option(help="Take at most so many texts of the corp
 
 
 def inspect(
-    folder: Annotated[Path, typer.Argument(help="Folder of the dictionary.")],
+    folder: _Folder,
     token: Annotated[str, typer.Argument(help="A token of the vocabulary, or its id.")],
     corpus: _Corpus = None,
     text_column: _Column = "text",
@@ -33,16 +32,16 @@ def inspect(
     teacher: _Teacher = None,
 ) -> None:
     """Show a token's senses: their counts, and the contexts nearest to each."""
-    from hf_sense.dictionary import SenseDictionary, token_id_of
-
-    dictionary = SenseDictionary.from_pretrained(folder)
-    name = teacher or dictionary.metadata.get("teacher", {}).get("name")
     if contexts < 1:
         fail(f"--contexts should be at least 1, but is {contexts}.")
-    from transformers import AutoTokenizer
+    if teacher is not None:
+        check_model(teacher)
+    dictionary, tokenizer = _dictionary_of(folder, teacher=teacher)
+    name = teacher or dictionary.metadata.get("teacher", {}).get("name")
+    if tokenizer is None or (corpus is not None and not name):
+        fail(f"The dictionary in {folder} does not name its teacher. Give it with --teacher.")
+    from hf_sense.vocabulary import token_id_of
 
-    beside = (folder / "tokenizer_config.json").is_file()
-    tokenizer = AutoTokenizer.from_pretrained(str(folder) if beside else name)
     known = tokenizer.get_vocab()
     token_id = int(token) if token.isdigit() and token not in known else token_id_of(token, tokenizer)
     senses = dictionary.senses_of(token_id)
@@ -75,10 +74,12 @@ def report(
     text_column: _Column = "text",
     split: _Split = "train",
     token: Annotated[
-        list[str] | None, typer.Option(help="A token to draw, or its id; may be given again [the most ambiguous].")
+        list[str] | None,
+        typer.Option(help="A token to draw, or its id; may be given again; the most ambiguous if not given."),
     ] = None,
     text: Annotated[
-        list[str] | None, typer.Option(help="A text to colour by its senses; may be given again [of the corpus].")
+        list[str] | None,
+        typer.Option(help="A text to colour by its senses; may be given again; some of the corpus if not given."),
     ] = None,
     teacher: _Teacher = None,
     student: _Student = None,
@@ -119,7 +120,7 @@ def explore(
     host: Annotated[str, typer.Option(help="Address to listen at; the default is reached from this machine alone.")] = (
         "127.0.0.1"
     ),
-    port: Annotated[int | None, typer.Option(help="Port to listen at [a free one from 7860 on].")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen at; a free one from 7860 on if not given.")] = None,
 ) -> None:
     """Serve a page on this machine: type a text, see each token's sense and what stands behind it."""
     from hf_sense.explore import SAMPLE, gradio_module, serve
@@ -174,8 +175,8 @@ def _student(folder: Path, dictionary: Any = None) -> Any:
     return Reader.of_student(model, AutoTokenizer.from_pretrained(str(folder)), str(folder), dictionary)
 
 
-def _dictionary_of(folder: Path, named: bool = True) -> tuple[Any, Any]:
-    """The dictionary of a folder and, if tokens are to be named, its tokenizer."""
+def _dictionary_of(folder: Path, named: bool = True, teacher: str | None = None) -> tuple[Any, Any]:
+    """The dictionary of a folder, or of the sense model in it, and, if tokens are to be named, its tokenizer."""
     if _is_sense_model(folder):
         own = _student(folder)
         return own.dictionary, own.tokenizer
@@ -185,16 +186,17 @@ def _dictionary_of(folder: Path, named: bool = True) -> tuple[Any, Any]:
 
     dictionary = SenseDictionary.from_pretrained(folder)
     beside = (folder / "tokenizer_config.json").is_file()
-    name = str(folder) if beside else dictionary.metadata.get("teacher", {}).get("name")
+    name = str(folder) if beside else teacher or dictionary.metadata.get("teacher", {}).get("name")
     return dictionary, AutoTokenizer.from_pretrained(name) if named and name else None
 
 
 def _is_sense_model(folder: Path) -> bool:
-    path = folder / "config.json"
-    try:
-        return bool(path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("model_type") == "sense")
-    except ValueError:
-        return False
+    from hf_sense.folders import saved_config
+
+    kind = saved_config(folder).get("model_type")
+    if kind == "folded_sense":
+        fail(f"{folder} is a folded sense model, which has no dictionary. Give the model that it was folded from.")
+    return bool(kind == "sense")
 
 
 def _encode(reader: Any, corpus: str, split: str, text_column: str, most: int) -> tuple[Any, list[str]]:

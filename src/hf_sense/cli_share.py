@@ -42,7 +42,7 @@ def push(
     if not folder.is_dir():
         fail(f"There is no folder {str(folder)!r}.")
     from hf_sense import register
-    from hf_sense.storage import JSON_NAME
+    from hf_sense.folders import JSON_NAME
 
     options: dict[str, Any] = {
         "private": private or None,

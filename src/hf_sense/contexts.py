@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from hf_sense.corpus import EncodedCorpus, Text, encode_corpus
-from hf_sense.dictionary import SenseDictionary, TokenSenses, token_id_of
+from hf_sense.dictionary import SenseDictionary, TokenSenses
+from hf_sense.vocabulary import token_id_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

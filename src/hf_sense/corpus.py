@@ -34,7 +34,8 @@ def iterate_texts(data: Any, text_column: str | Sequence[str] = "text") -> Itera
         text_column: the column of a data set that holds the text; two names for text pairs.
 
     Raises:
-        ValueError: if ``data`` is a ``DatasetDict``, lacks the column, or holds something that is no text.
+        ValueError: if ``data`` is a ``DatasetDict``, lacks the column, or holds something that is no text;
+            if a column is named and it is a list of texts.
     """
     columns = [text_column] if isinstance(text_column, str) else list(text_column)
     if not 1 <= len(columns) <= 2:
@@ -54,6 +55,11 @@ def iterate_texts(data: Any, text_column: str | Sequence[str] = "text") -> Itera
         )
     if not isinstance(data, Iterable):
         raise ValueError(f"Expected texts or a data set, but got a {type(data).__name__}.")
+    if columns != ["text"] and isinstance(data, list | tuple) and data and not isinstance(data[0], dict):
+        raise ValueError(
+            f"text_column={text_column!r} names a column, but a {type(data).__name__} of {type(data[0]).__name__} came, which "
+            "has none. Leave text_column out, or pass one split of a data set."
+        )
     return _texts(data, columns)
 
 

@@ -6,7 +6,6 @@ It looks senses up and saves and loads them; building one is ``hf_sense.builder`
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,36 +22,12 @@ from hf_sense.ragged import (
     check_metric,
 )
 from hf_sense.row_blocks import RowBlocks
+from hf_sense.vocabulary import token_id_of as token_id_of
+from hf_sense.vocabulary import tokenizer_fingerprint as tokenizer_fingerprint
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
     from transformers import PreTrainedTokenizerBase
-
-
-def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The sha256, in hexadecimal, over the vocabulary sorted by id, special and added tokens included.
-
-    Two tokenizers with one fingerprint give every id the same token, so senses found with one serve the other.
-    """
-    vocabulary = sorted((index, token) for token, index in tokenizer.get_vocab().items())
-    return hashlib.sha256(json.dumps(vocabulary, ensure_ascii=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def token_id_of(token: str, tokenizer: PreTrainedTokenizerBase) -> int:
-    """The id of ``token``, or of the one piece that the tokenizer makes of it.
-
-    Raises:
-        ValueError: if it is not one token of the vocabulary; the message names the pieces it falls into.
-    """
-    vocabulary = tokenizer.get_vocab()
-    if token in vocabulary:
-        return int(vocabulary[token])
-    pieces = tokenizer.tokenize(token)
-    if len(pieces) == 1 and pieces[0] in vocabulary and pieces[0] != tokenizer.unk_token:
-        return int(vocabulary[pieces[0]])
-    raise ValueError(
-        f"{token!r} is not a token of the vocabulary; the tokenizer makes {pieces} of it. Ask for one of these."
-    )
 
 
 class TokenSenses(NamedTuple):
@@ -82,7 +57,7 @@ class SenseDictionary:
         metric: how a hidden state picks a sense: ``"dot"``, ``"cosine"`` or ``"l2"``.
         tokenizer_fingerprint: of the tokenizer whose ids these are, from ``tokenizer_fingerprint``.
         metadata: how it was built: ``teacher``, ``clustering``, ``sampling``, ``corpus``, each a dict.
-        tokenizer: lets ``senses_of`` take a token as text.
+        tokenizer: lets ``senses_of`` take a token as text; it is not saved with the dictionary.
         check_values: look for NaN and infinity; ``None`` does so up to 256 MiB.
         scales: float32 ``(num_senses,)``, what each row of int8 senses is to be multiplied with; ``to(torch.int8)`` makes both.
 
@@ -210,14 +185,19 @@ class SenseDictionary:
     def senses_of(self, token: int | str, tokenizer: PreTrainedTokenizerBase | None = None) -> TokenSenses:
         """The senses of a token id, or of a token given as text.
 
+        A dictionary that was built in this process knows its teacher's tokenizer; one that was loaded does not, and takes text
+        only with ``tokenizer``.
+
         Raises:
             ValueError: if there is no such token, or it is text and no tokenizer is known.
         """
         if isinstance(token, str):
             tokenizer = tokenizer or self.tokenizer
             if tokenizer is None:
+                place = (self.metadata.get("teacher") or {}).get("name") or "the teacher"
                 raise ValueError(
-                    f"To find the senses of {token!r}, pass the teacher's tokenizer, or give the token's id."
+                    f"To find the senses of {token!r} the teacher's tokenizer is needed, which is not saved with a dictionary: "
+                    f"pass it, AutoTokenizer.from_pretrained({place!r}), or give the token's id."
                 )
             token = token_id_of(token, tokenizer)
         if not 0 <= token < self.vocab_size:
@@ -318,12 +298,20 @@ class SenseDictionary:
             "megabytes": self._table.nbytes / 1e6,
         }
 
-    def to(self, dtype: torch.dtype) -> SenseDictionary:
+    def to(self, dtype: torch.dtype | str) -> SenseDictionary:
         """A copy whose senses are float16, bfloat16, float32, or int8 with a scale a row (``hf_sense.quantization``).
 
+        Args:
+            dtype: such as ``torch.int8``, or its name, ``"int8"``.
+
         Raises:
-            ValueError: if a value overflows the dtype; bfloat16 has float32's range.
+            ValueError: if it is none of these, or a value overflows it; bfloat16 has float32's range.
         """
+        known = {str(one).removeprefix("torch."): one for one in storage.SENSE_DTYPES}
+        found = known.get(str(dtype).removeprefix("torch."))
+        if found is None:
+            raise ValueError(f"dtype should be one of {', '.join(known)}, but is {dtype!r}.")
+        dtype = found
         table = self._table.to(dtype)
         return self._copy(table.blocks, self.offsets, self.counts, self.spread, table.scales)
 
@@ -331,8 +319,13 @@ class SenseDictionary:
         """A dictionary with the senses of both: each token's own first, then those of ``other``.
 
         Raises:
-            ValueError: if width, vocabulary, tokenizer or metric differ.
+            ValueError: if ``other`` is no dictionary, or width, vocabulary, tokenizer or metric differ.
         """
+        if not isinstance(other, SenseDictionary):
+            raise ValueError(
+                f"merge takes a SenseDictionary, but a {type(other).__name__} came. SenseDictionary.from_pretrained opens one; "
+                "build_dictionary makes one of a teacher and texts."
+            )
         for name in ("dim", "vocab_size", "metric", "tokenizer_fingerprint"):
             if getattr(self, name) != getattr(other, name):
                 raise ValueError(
@@ -469,8 +462,12 @@ class SenseDictionary:
         Raises:
             FileNotFoundError: if there is no such folder or repository, or a file of it is missing.
             PermissionError: if the repository is gated.
-            ValueError: if a file is damaged, hostile, or of a newer format.
+            ValueError: if a file is damaged, hostile, or of a newer format, or ``name_or_path`` is no name.
         """
+        if not isinstance(name_or_path, (str, os.PathLike)):
+            raise ValueError(
+                f"name_or_path should be a folder or an id on the Hub, but is a {type(name_or_path).__name__}."
+            )
         name, folder, commit = str(name_or_path), Path(name_or_path), None
         if not folder.exists() and hub.is_repo_id(name):
             within = f"{subfolder.strip('/')}/" if subfolder else ""
@@ -480,7 +477,7 @@ class SenseDictionary:
                 name, patterns, what="a sense dictionary", revision=revision, cache_dir=cache_dir, token=token,
                 local_files_only=local_files_only,
             )  # fmt: skip
-        blocks, small, described = storage.read_dictionary(folder / subfolder, verify)
+        blocks, small, described = storage.read_dictionary(folder / subfolder, verify, str(Path(name, subfolder)))
         own = ("format_version", "library_version", "dim", "vocab_size", "num_senses", "metric", "sha256")
         dictionary = cls(
             blocks,

@@ -16,8 +16,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from hf_sense.corpus import Text, encode_corpus
-from hf_sense.dictionary import tokenizer_fingerprint
+from hf_sense.corpus import Text, encode_corpus, iterate_texts
 from hf_sense.llm2vec import TextForm, last_tokens, text_length
 from hf_sense.modeling_sense import SensePreTrainedModel
 from hf_sense.scores import (
@@ -34,6 +33,7 @@ from hf_sense.scores import (
     sklearn_module,
     word_sense_scores,
 )
+from hf_sense.vocabulary import tokenizer_fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -85,13 +85,14 @@ def embed(
         float32 ``(texts, sense_dim)`` on the CPU, in the order of ``texts``.
 
     Raises:
-        ValueError: if there are no texts, none but blank ones, or one string instead of a list; or if the tokenizer is not
-            the model's.
+        ValueError: if there are no texts, none but blank ones, or one string instead of a list; if one is neither a string
+            nor a pair of strings; or if the tokenizer is not the model's.
     """
     if isinstance(texts, str):
         raise ValueError(
             "texts should be a list of texts, but is one string, whose letters would be read. Pass [text]."
         )
+    texts = iterate_texts(texts)
     _check_tokenizer(model, tokenizer)
     inner = model.base_model
     limit = max_length or _length_limit(model, tokenizer)
@@ -136,6 +137,7 @@ def predict(
     disable_tqdm: bool | None = None,
 ) -> torch.Tensor:
     """The classifier's logits, float32 ``(texts, num_labels)`` on the CPU; arguments and errors as in ``embed``."""
+    _check_classifier(model)
     vectors = embed(model, tokenizer, texts, max_length=max_length, batch_size=batch_size, disable_tqdm=disable_tqdm)
     training = model.training
     model.eval()
@@ -179,7 +181,8 @@ def fit_linear_head(
         ImportError: without scikit-learn.
         ValueError: if the model has a hidden layer before its classifier, lengths differ, or there is but one label.
     """
-    if model.head_dense is not None:
+    _check_classifier(model)
+    if getattr(model, "head_dense", None) is not None:
         raise ValueError(
             "fit_linear_head needs a classifier straight on the pooled vectors, but this model has a hidden layer "
             f"before it (head_activation={model.config.head_activation!r}). Train it with Trainer, or make the model "
@@ -233,6 +236,7 @@ def evaluate_classifier(
         ImportError: without scikit-learn.
         ValueError: if lengths differ, or a label is not one of the model's.
     """
+    _check_classifier(model)
     metrics = sklearn_module("metrics")
     texts = list(texts)
     check_lengths("texts", len(texts), "labels", len(labels))
@@ -266,6 +270,16 @@ def _known_ids(model: SenseModelForSequenceClassification, labels: Sequence[Labe
             )
         ids.append(number)
     return np.array(ids)
+
+
+def _check_classifier(model: Any) -> None:
+    """Raises ``ValueError`` if the model has no classifier."""
+    if not hasattr(model, "classify"):
+        raise ValueError(
+            f"A model with a classifier is needed, but a {type(model).__name__} came. Make it with "
+            "SenseModelForSequenceClassification, or load it with AutoModelForSequenceClassification; embed and "
+            "few_shot_accuracy need none."
+        )
 
 
 def _check_tokenizer(model: SensePreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

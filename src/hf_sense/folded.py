@@ -10,13 +10,12 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers.modeling_outputs import SequenceClassifierOutput
 
 from hf_sense.backbone import backbone_inputs, make_backbone, run_backbone
 from hf_sense.base_model import BaseSenseModel
 from hf_sense.configuration_sense import SenseConfig
 from hf_sense.fused import Senses, choose_senses
-from hf_sense.modeling_sense import SenseModelOutput
+from hf_sense.modeling_sense import SenseClassifierOutput, SenseModelOutput
 from hf_sense.ragged import (
     NO_SENSE,
     Metric,
@@ -259,7 +258,8 @@ class FoldedSenseModelForSequenceClassification(FoldedPreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
-    ) -> SequenceClassifierOutput | tuple[torch.Tensor, ...]:
+        output_senses: bool = False,
+    ) -> SenseClassifierOutput | tuple[torch.Tensor, ...]:
         """Classifies texts. Inputs as for ``SenseModel``.
 
         Args:
@@ -271,6 +271,7 @@ class FoldedSenseModelForSequenceClassification(FoldedPreTrainedModel):
             output_hidden_states: also return the backbone's hidden states.
             output_attentions: also return the backbone's attentions.
             return_dict: ``False`` for a tuple.
+            output_senses: also return ``sense_ids``.
 
         Raises:
             ValueError: if labels are given in training mode.
@@ -282,6 +283,7 @@ class FoldedSenseModelForSequenceClassification(FoldedPreTrainedModel):
             attention_mask,
             token_type_ids,
             inputs_embeds,
+            output_senses=output_senses,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
         )
@@ -289,8 +291,12 @@ class FoldedSenseModelForSequenceClassification(FoldedPreTrainedModel):
         loss = None
         if labels is not None:
             loss = self.loss_function(labels=labels, logits=logits, pooled_logits=logits, config=self.config)
-        result = SequenceClassifierOutput(
-            loss=loss, logits=logits, hidden_states=output.hidden_states, attentions=output.attentions
+        result = SenseClassifierOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
+            sense_ids=output.sense_ids,
         )
         return result if return_dict is not False else result.to_tuple()
 

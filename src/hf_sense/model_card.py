@@ -28,7 +28,7 @@ class Provenance(NamedTuple):
     datasets: Sequence[str] = ()
     language: Sequence[str] = ()
     metrics: dict[str, float] | None = None
-    measured_on: str = "held-out texts"
+    measured_on: str = "texts that are not named here"
 
 
 def write_card(folder: Path, card: str) -> None:

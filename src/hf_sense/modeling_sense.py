@@ -20,6 +20,7 @@ from hf_sense.backbone import backbone_inputs, make_backbone, run_backbone
 from hf_sense.base_model import BaseSenseModel
 from hf_sense.configuration_sense import SenseConfig
 from hf_sense.dictionary import SenseDictionary
+from hf_sense.folders import check_model_name
 from hf_sense.publishing import open_dictionary
 from hf_sense.sense_table import SenseTable
 
@@ -51,6 +52,21 @@ class SenseModelOutput(ModelOutput):
     attentions: tuple[torch.Tensor, ...] | None = None
 
 
+@dataclass
+class SenseClassifierOutput(SequenceClassifierOutput):
+    """What a sense model with a classifier returns: loss, logits, and with ``output_senses=True`` the choice too.
+
+    Attributes:
+        contextual_hidden_state: as in ``SenseModelOutput``.
+        sense_ids: likewise.
+        sense_scores: likewise.
+    """
+
+    contextual_hidden_state: torch.Tensor | None = None
+    sense_ids: torch.Tensor | None = None
+    sense_scores: torch.Tensor | None = None
+
+
 class SensePreTrainedModel(BaseSenseModel):
     """What both sense models share: loading, resizing, folding; saving and pushing are ``BaseSenseModel``'s."""
 
@@ -63,7 +79,15 @@ class SensePreTrainedModel(BaseSenseModel):
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, *args: Any, **kwargs: Any
     ) -> SensePreTrainedModel:
-        """As every Transformers model; opens the dictionary too, if the configuration says that it lies outside."""
+        """As every Transformers model; opens the dictionary too, if the configuration says that it lies outside.
+
+        Raises:
+            FileNotFoundError: if there is no such folder, and it is no id on the Hub; or as Transformers and
+                ``SenseDictionary.from_pretrained``.
+            ValueError: if it is the folder of a dictionary, or the dictionary outside is another one.
+        """
+        if pretrained_model_name_or_path is not None:
+            check_model_name(pretrained_model_name_or_path)
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if model.config.sense_dictionary:
@@ -243,7 +267,8 @@ class SenseModelForSequenceClassification(SensePreTrainedModel):
         return_dict: bool | None = None,
         num_items_in_batch: Any = None,
         output_contextual: bool = False,
-    ) -> SequenceClassifierOutput | SenseModelOutput | tuple[torch.Tensor, ...]:
+        output_senses: bool = False,
+    ) -> SenseClassifierOutput | SenseModelOutput | tuple[torch.Tensor, ...]:
         """Classifies texts. Inputs as for ``SenseModel``.
 
         Args:
@@ -257,6 +282,7 @@ class SenseModelForSequenceClassification(SensePreTrainedModel):
             return_dict: ``False`` for a tuple.
             num_items_in_batch: texts over which the loss is a mean; given by ``Trainer`` when it accumulates gradients.
             output_contextual: classify nothing and return what ``SenseModel`` does with it.
+            output_senses: also return what each sense was chosen from.
         """
         if output_contextual:
             return self.model(input_ids, attention_mask, token_type_ids, inputs_embeds, output_contextual=True)
@@ -267,6 +293,7 @@ class SenseModelForSequenceClassification(SensePreTrainedModel):
             attention_mask,
             token_type_ids,
             inputs_embeds,
+            output_senses=output_senses,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
         )
@@ -275,8 +302,14 @@ class SenseModelForSequenceClassification(SensePreTrainedModel):
         if labels is not None:
             items = {} if num_items_in_batch is None else {"num_items_in_batch": num_items_in_batch}
             loss = self.loss_function(labels=labels, logits=logits, pooled_logits=logits, config=self.config, **items)
-        result = SequenceClassifierOutput(
-            loss=loss, logits=logits, hidden_states=output.hidden_states, attentions=output.attentions
+        result = SenseClassifierOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
+            contextual_hidden_state=output.contextual_hidden_state,
+            sense_ids=output.sense_ids,
+            sense_scores=output.sense_scores,
         )
         return result if return_dict is not False else result.to_tuple()
 

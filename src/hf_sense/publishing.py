@@ -19,8 +19,8 @@ from hf_sense import hub
 from hf_sense.charts import draw_histogram, figure_class_for_files
 from hf_sense.configuration_sense import STUB_FILE, SenseConfig
 from hf_sense.dictionary import SenseDictionary
+from hf_sense.folders import JSON_NAME
 from hf_sense.model_card import Provenance, dictionary_card, model_card, write_card
-from hf_sense.storage import JSON_NAME
 
 if TYPE_CHECKING:
     from hf_sense.modeling_sense import SensePreTrainedModel

@@ -17,13 +17,14 @@ import torch
 from hf_sense.charts import draw_histogram, figure_class_for_files
 from hf_sense.contexts import Occurrences, SenseContexts, contexts_of, nearest_contexts, occurrences_of
 from hf_sense.corpus import EncodedCorpus
-from hf_sense.dictionary import SenseDictionary, token_id_of
+from hf_sense.dictionary import SenseDictionary
 from hf_sense.pictures import draw_token
 from hf_sense.plane import TokenPlane, plane_of
 from hf_sense.reading import Reader
 from hf_sense.report_page import report_page
 from hf_sense.storage import write_text
 from hf_sense.teacher import Teacher
+from hf_sense.vocabulary import token_id_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

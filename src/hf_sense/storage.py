@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from hf_sense.folders import JSON_NAME, what_it_is
 from hf_sense.quantization import LARGEST, scales_are_sound
 
 logger = logging.getLogger(__name__)
@@ -27,7 +28,6 @@ logger = logging.getLogger(__name__)
 FORMAT_VERSION = 2
 TENSORS_NAME = "sense_dictionary.safetensors"
 INDEX_NAME = "sense_dictionary.safetensors.index.json"
-JSON_NAME = "sense_dictionary.json"
 
 # Up to this size a load reads every sense and compares the checksum; past it, only when asked to.
 VERIFY_BYTES = 256 * 2**20
@@ -35,6 +35,7 @@ _JSON_BYTES = 64 * 2**20
 
 _FLOAT_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 _SENSE_DTYPES = {**_FLOAT_DTYPES, "I8": torch.int8}
+SENSE_DTYPES = tuple(_SENSE_DTYPES.values())
 _REQUIRED: dict[str, Any] = {
     "format_version": int,
     "dim": int,
@@ -129,9 +130,14 @@ def _write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
 
 
 def read_dictionary(
-    folder: Path, verify: bool | None = None
+    folder: Path, verify: bool | None = None, called: str | None = None
 ) -> tuple[list[torch.Tensor], dict[str, torch.Tensor], dict[str, Any]]:
     """Maps a dictionary's tensors and reads its JSON, having checked both.
+
+    Args:
+        folder: where they lie.
+        verify: read every sense and compare checksums; ``None`` does so up to 256 MiB.
+        called: the folder's name in errors; its path if not given.
 
     Returns:
         The row blocks of ``senses``, the small tensors by name, and the JSON.
@@ -140,7 +146,7 @@ def read_dictionary(
         FileNotFoundError: if the folder or one of its files is missing.
         ValueError: if a file is damaged, hostile or of a newer format; it names the file and the fault.
     """
-    metadata = _read_description(folder)
+    metadata = _read_description(folder, called or str(folder))
     num_senses, dim, vocab_size = (metadata[key] for key in ("num_senses", "dim", "vocab_size"))
     files = _tensor_files(folder)
     sense_dtypes = _FLOAT_DTYPES if metadata["format_version"] < 2 else _SENSE_DTYPES
@@ -195,12 +201,17 @@ def read_dictionary(
     return senses, small, metadata
 
 
-def _read_description(folder: Path) -> dict[str, Any]:
+def _read_description(folder: Path, called: str) -> dict[str, Any]:
     if not folder.is_dir():
-        raise FileNotFoundError(f"There is no folder {str(folder)!r}. Give the folder that save_pretrained wrote.")
+        raise FileNotFoundError(
+            f"There is no folder {called!r}. Give the folder that save_pretrained wrote, or an id on the Hub, which is 'name' "
+            "or 'org/name'."
+        )
     path = folder / JSON_NAME
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} is not a sense dictionary: it has no {JSON_NAME}.{_what_it_is(folder)}")
+        raise FileNotFoundError(
+            f"{called} is not a sense dictionary: it has no {JSON_NAME}.{what_it_is(folder, called)}"
+        )
     if path.stat().st_size > _JSON_BYTES:
         raise ValueError(f"{path} is larger than {_JSON_BYTES} bytes; a dictionary's description is a few kilobytes.")
     try:
@@ -225,23 +236,6 @@ def _read_description(folder: Path) -> dict[str, Any]:
     if unknown:
         logger.warning("%s has keys that this version does not know; they are kept: %s.", path, ", ".join(unknown))
     return metadata
-
-
-def _what_it_is(folder: Path) -> str:
-    """A hint, if the folder is a model."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        kind = config.get("model_type")
-    except (OSError, ValueError, RecursionError, AttributeError):
-        return ""
-    if kind != "sense":
-        return f" It is a model of type {kind!r}; build_dictionary builds a dictionary with such a teacher."
-    where = config.get("sense_dictionary")
-    if where:
-        return f" It is a sense model, and its dictionary is {where!r}: open that."
-    return (
-        " It is a sense model that holds its senses among its weights: AutoModel.from_pretrained(...).to_dictionary()."
-    )
 
 
 def _tensor_files(folder: Path) -> list[Path]:

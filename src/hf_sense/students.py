@@ -16,10 +16,11 @@ from transformers import AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedM
 
 from hf_sense.configuration_sense import SenseConfig
 from hf_sense.decoders import is_decoder
-from hf_sense.dictionary import SenseDictionary, tokenizer_fingerprint
+from hf_sense.dictionary import SenseDictionary
 from hf_sense.targets import check_teacher
 from hf_sense.teacher import Teacher, load_teacher
 from hf_sense.temperature import natural_temperature
+from hf_sense.vocabulary import tokenizer_fingerprint
 
 if TYPE_CHECKING:
     from hf_sense.modeling_sense import SensePreTrainedModel

@@ -20,9 +20,10 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from hf_sense.corpus import encode_corpus, iterate_texts
-from hf_sense.dictionary import SenseDictionary, tokenizer_fingerprint
+from hf_sense.dictionary import SenseDictionary
 from hf_sense.ragged import NO_SENSE
 from hf_sense.teacher import Teacher, load_teacher
+from hf_sense.vocabulary import tokenizer_fingerprint
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -1,7 +1,7 @@
 """Loads a teacher and gives its contextual embeddings: token ids in, last hidden states out.
 
-A teacher that is to see both ways is probed, not believed. What a decoder needs for that stands in ``hf_sense.decoders``, the
-conventions of LLM2Vec's checkpoints in ``hf_sense.llm2vec``.
+Whether it sees both ways is set and proved in ``hf_sense.attention``; the conventions of LLM2Vec's checkpoints stand in
+``hf_sense.llm2vec``.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
-import logging
 import os
 from collections.abc import Iterable, Sequence
 from typing import Any, get_args
@@ -31,16 +30,16 @@ from hf_sense.adapters import (
     base_of,
     commit_of,
     merge_adapter,
-    says_bidirectional,
     settings_of,
 )
-from hf_sense.decoders import Attention, blind_cases, is_decoder, is_open, open_attention
+from hf_sense.attention import prove_bidirectional as prove_bidirectional
+from hf_sense.attention import set_attention
+from hf_sense.decoders import Attention, is_decoder
+from hf_sense.folders import MODEL_TYPES, check_model_name
 from hf_sense.llm2vec import TextForm, find_file, read_json, tokenized
 from hf_sense.padding import RightAligned
 from hf_sense.pooling import check_pooling, pool
 from hf_sense.ranks import processes
-
-logger = logging.getLogger(__name__)
 
 _NO_LIMIT = 10**6
 _DEFAULT_LENGTH = 512
@@ -238,7 +237,8 @@ def load_teacher(
 
     Raises:
         ValueError: if the model does not see both ways and should, an adapter belongs to another base, or the model needs
-            decoder inputs.
+            decoder inputs, or it is a sense model or a dictionary.
+        FileNotFoundError: if there is no such folder, and it is no id on the Hub.
 
     Example:
         >>> load_teacher("org/encoder")  # doctest: +SKIP
@@ -258,6 +258,7 @@ def load_teacher(
     settings = None
     if isinstance(name_or_model, (str, os.PathLike)):
         name = os.fspath(name_or_model)
+        check_model_name(name)
         if (own := read_json(name, ADAPTER_FILE, revision)) is not None and find_file(
             name, "model.safetensors", revision
         ) is None:
@@ -267,9 +268,10 @@ def load_teacher(
         device_map = processes().device if device_map is None else device_map
         options = {"dtype": dtype, "device_map": device_map, "attn_implementation": attn_implementation}
         config = AutoConfig.from_pretrained(name, **shared)
+        _refuse_student(config, name)
         merged = [adapter_source(source) for source in names]
         settings = settings_of(name, revision, merged)
-        taken = _set_attention(config, attention, merged, name)
+        taken = set_attention(config, attention, merged, name)
         model = AutoModel.from_pretrained(
             name, config=config, **shared, **{k: v for k, v in options.items() if v is not None}
         )
@@ -281,10 +283,11 @@ def load_teacher(
         if names:
             raise ValueError("adapters are merged into a model that is loaded by name; merge them into yours before.")
         model = name_or_model
+        _refuse_student(model.config, model.config._name_or_path or type(model).__name__)
         if hasattr(model, "merge_and_unload"):
             model = copy.deepcopy(model).merge_and_unload()
         name = model.config._name_or_path or type(model).__name__
-        taken = _set_attention(model.config, attention, [], name)
+        taken = set_attention(model.config, attention, [], name)
         revision = revision or getattr(model.config, "_commit_hash", None)
         if tokenizer is None:
             tokenizer = AutoTokenizer.from_pretrained(name)
@@ -310,83 +313,14 @@ def load_teacher(
     return teacher
 
 
-def prove_bidirectional(teacher: Teacher) -> None:
-    """Raises ``ValueError``, with the family and the remedy, if a first token does not see its text's last token."""
-    model, config = teacher.model, teacher.model.config
-    vocab_size = int(config.get_text_config().vocab_size)
-    window = getattr(config.get_text_config(), "sliding_window", None)
-    kind, backend = config.model_type, config._attn_implementation
-    try:
-        blind = blind_cases(teacher.hidden_states, vocab_size, window)
-    except Exception as error:
-        if not is_decoder(config):
-            raise
+def _refuse_student(config: PretrainedConfig, name: str) -> None:
+    """A student's states are senses already: a dictionary or targets made from them would only repeat its own."""
+    if config.model_type in MODEL_TYPES:
+        made_from = config.dictionary_metadata.get("teacher", {}).get("name")
         raise ValueError(
-            f"{teacher.name} is a decoder of the family {kind}, which fails once its attention is opened: {error}. Use "
-            'attention="causal", or another family.'
-        ) from error
-    if not blind:
-        one_way = sorted(
-            {
-                name
-                for name in getattr(config.get_text_config(), "layer_types", None) or ()
-                if "attention" not in name or name.startswith("linear")
-            }
+            f"{name} is a sense model, whose hidden states have been replaced by senses; it cannot be a teacher. Give the "
+            f"model that its dictionary was built with{f': {made_from}' if made_from else ''}."
         )
-        if one_way:
-            logger.warning(
-                "%s has layers that read left to right whatever its attention: %s.", teacher.name, ", ".join(one_way)
-            )
-        return
-    if not is_decoder(config):
-        raise ValueError(
-            f"{teacher.name} ({kind}) does not see both ways in a batch {' or '.join(blind)}: its first hidden state does not "
-            "depend on the last token, or is not finite. Give another encoder."
-        )
-    remedy = 'Use attention="causal", or another family.'
-    if backend != "eager":
-        try:
-            model.set_attn_implementation("eager")
-            if not blind_cases(teacher.hidden_states, vocab_size, window):
-                remedy = 'Pass attn_implementation="eager", with which it does; or use attention="causal".'
-        except Exception:
-            logger.debug("The probe of %s with eager attention failed.", kind, exc_info=True)
-        finally:
-            model.set_attn_implementation(backend)
-    raise ValueError(
-        f"{teacher.name} is a decoder of the family {kind}, which does not become bidirectional with {backend} attention in a "
-        f"batch {' or '.join(blind)}: its first hidden state does not depend on the last token, or is not finite. {remedy}"
-    )
-
-
-def _set_attention(
-    config: PretrainedConfig, attention: str, adapters: Sequence[dict[str, str | None]], name: str
-) -> str:
-    """Says which attention is taken, and sets the configuration of a decoder to it."""
-    kind = config.model_type
-    if getattr(config, "is_encoder_decoder", False):
-        raise ValueError(
-            f"{kind} is an encoder-decoder, and a teacher has one stack. Pass its encoder as a loaded model, for example "
-            "T5EncoderModel.from_pretrained(name)."
-        )
-    if not is_decoder(config):
-        if attention == "causal":
-            raise ValueError(f'{name} ({kind}) is an encoder and has no causal form. Leave attention="causal" out.')
-        return "bidirectional"
-    if attention == "auto":
-        attention = "bidirectional" if is_open(config) or any(map(says_bidirectional, adapters)) else "causal"
-        other = "causal" if attention == "bidirectional" else "bidirectional"
-        logger.warning(
-            '%s is a decoder (%s); its attention is %s. attention="%s" would make it so.', name, kind, attention, other
-        )
-    if attention == "bidirectional":
-        open_attention(config)
-    else:
-        for each in (config, config.get_text_config()):
-            each.use_cache = False
-            if getattr(each, "is_causal", None) is False:
-                each.is_causal = True
-    return attention
 
 
 def _length_limit(tokenizer: PreTrainedTokenizerBase, config: Any) -> int:

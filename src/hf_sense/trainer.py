@@ -17,7 +17,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from hf_sense.collator import INPUTS, SenseDataCollator
 from hf_sense.corpus import iterate_texts
-from hf_sense.dictionary import tokenizer_fingerprint
+from hf_sense.folders import check_keeps_classifier
 from hf_sense.fused import Senses, choose_senses, sense_loss
 from hf_sense.hub import explained
 from hf_sense.losses import cosine_loss, soft_sense_loss, squared_error_loss
@@ -29,6 +29,7 @@ from hf_sense.ranks import on_cpu
 from hf_sense.targets import compute_sense_targets
 from hf_sense.teacher import Teacher, load_teacher
 from hf_sense.temperature import natural_temperature
+from hf_sense.vocabulary import tokenizer_fingerprint
 
 
 @dataclass
@@ -104,7 +105,8 @@ class SenseDistillationTrainer(Trainer):
         **kwargs: further arguments of ``Trainer``.
 
     Raises:
-        ValueError: if the vocabularies of teacher, dictionary and student differ, or a teacher is needed and missing.
+        ValueError: if the vocabularies of teacher, dictionary and student differ, a teacher is needed and missing, or
+            ``output_dir`` holds a classifier that the student would take away.
     """
 
     loss_is_scaled_for_ga = True
@@ -126,6 +128,8 @@ class SenseDistillationTrainer(Trainer):
         if kwargs.get("compute_metrics") is not None:
             raise ValueError("This trainer evaluates loss and agreement; for other figures use hf_sense.evaluation.")
         self.student = _student_of(model)
+        if model is self.student.base_model:  # neither a classifier nor wrapped by PEFT, which saves adapters alone
+            check_keeps_classifier(args.output_dir, type(model).__name__)
         self.teacher = None if teacher is None else load_teacher(teacher)
         if processing_class is None and self.teacher is not None:
             processing_class = self.teacher.tokenizer

@@ -1,0 +1,173 @@
+"""The commands that train: distill, adapt.
+
+They read arguments and files and print; the work is done by ``hf_sense.trainer`` and ``hf_sense.adaptation``, which are
+imported inside the commands.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hf_sense.cli_input import DATA_HELP, check_model, check_output, fail, labels_of, load, teacher_of
+
+
+class AttentionName(str, Enum):
+    """How a decoder's tokens see each other."""
+
+    auto = "auto"
+    bidirectional = "bidirectional"
+    causal = "causal"
+
+
+def distill(
+    context: typer.Context,
+    teacher: Annotated[str, typer.Option(help="The model that the dictionary was built with; it knows the adapters.")],
+    dictionary: Annotated[Path, typer.Option(help="Folder of the dictionary.")],
+    dataset: Annotated[str, typer.Option(help=DATA_HELP)],
+    output: Annotated[Path, typer.Option(help="Folder for the student.")],
+    text_column: Annotated[str, typer.Option(help="Column of the texts.")] = "text",
+    split: Annotated[str, typer.Option(help="Split of the data set.")] = "train",
+    num_hidden_layers: Annotated[int, typer.Option(help="The student keeps the teacher's first so many layers.")] = 2,
+    pooling: Annotated[str, typer.Option(help="How the student makes a text's vector.")] = "frequency",
+    label_column: Annotated[str | None, typer.Option(help="Also fit a linear classifier on this column.")] = None,
+) -> None:
+    """Distil a student that chooses the teacher's senses.
+
+    Any field of SenseDistillationConfig is an option too, for example --learning-rate 1e-3 --max-steps 900.
+    """
+    check_output(output)
+    check_model(teacher)
+    data, _ = load(dataset, split, text_column)
+    labels = [] if label_column is None else labels_of(data, label_column, dataset)
+    if label_column is not None and len(set(labels)) < 2:
+        fail(f"A classifier needs two labels or more, but column {label_column!r} has only {labels[0]!r}.")
+    from hf_sense import register
+    from hf_sense.dictionary import SenseDictionary
+    from hf_sense.modeling_sense import SenseModelForSequenceClassification
+    from hf_sense.trainer import SenseDistillationConfig, SenseDistillationTrainer
+
+    register()
+    fields = _config_fields(context.args, SenseDistillationConfig, "distill")
+    args = SenseDistillationConfig(output_dir=str(output), text_column=text_column, **fields)
+    senses = SenseDictionary.from_pretrained(dictionary)
+    loaded = teacher_of(senses, teacher)
+    student = SenseModelForSequenceClassification.from_teacher(
+        loaded, senses, num_hidden_layers=num_hidden_layers, pooling=pooling
+    )
+    trainer = SenseDistillationTrainer(student, args, teacher=loaded, train_dataset=data)
+    from transformers.trainer_utils import get_last_checkpoint
+
+    checkpoint = get_last_checkpoint(str(output)) if output.is_dir() else None
+    if checkpoint:
+        _check_checkpoint(Path(checkpoint), student)
+        print(f"Going on from {checkpoint}")
+    trainer.train(resume_from_checkpoint=checkpoint)
+    if label_column is not None:
+        from hf_sense.evaluation import fit_linear_head
+
+        fit_linear_head(student, loaded.tokenizer, data[text_column], labels, max_length=args.max_length)
+    trainer.save_model(str(output))
+    trainer.create_model_card()
+    if trainer.is_world_process_zero():
+        print(f"Saved in {output}")
+
+
+def adapt(
+    context: typer.Context,
+    base: Annotated[str, typer.Option(help="The decoder: a folder or an id on the Hub.")],
+    dataset: Annotated[str, typer.Option(help=DATA_HELP)],
+    output: Annotated[Path, typer.Option(help="Folder for the adapters.")],
+    text_column: Annotated[
+        str, typer.Option(help="Column of the texts; two, with a comma between, for pairs that belong together.")
+    ] = "text",
+    split: Annotated[str, typer.Option(help="Split of the data set.")] = "train",
+    attention: Annotated[
+        AttentionName, typer.Option(help="How the decoder will be used.")
+    ] = AttentionName.bidirectional,
+) -> None:
+    """Train adapters that make a decoder an encoder of texts, the LLM2Vec way, without labels.
+
+    Any field of AdaptationConfig is an option too, for example --mntp-steps 100 --simcse-steps 100.
+    """
+    if attention is AttentionName.auto:
+        fail("--attention should be bidirectional or causal.")
+    check_output(output)
+    check_model(base)
+    texts, column = load(dataset, split, text_column)
+    from hf_sense.adaptation import adapt_decoder
+    from hf_sense.adaptation_trainers import AdaptationConfig
+
+    fields = _config_fields(context.args, AdaptationConfig, "adapt")
+    report = adapt_decoder(
+        base,
+        texts,
+        output,
+        text_column=column,
+        attention=attention.value,
+        args=AdaptationConfig(output_dir=str(output), **fields),
+    )
+    from hf_sense.ranks import processes
+
+    if not processes().is_main_process:
+        return
+    for stage in ("mntp", "simcse"):
+        if stage in report:
+            figures = report[stage]
+            print(
+                f"{stage}: best after {figures['best_step']} of {figures['steps']} steps, held-out loss "
+                f"{figures['held_out_loss_before']:.3f} to {figures['held_out_loss_after']:.3f}"
+            )
+    print(f"Saved in {output}")
+
+
+def _config_fields(arguments: list[str], config_class: Any, command: str) -> dict[str, Any]:
+    """Reads ``--learning-rate 1e-3`` and the like by the fields of the configuration."""
+    from transformers import HfArgumentParser
+
+    known = {field.name for field in dataclasses.fields(config_class)}
+    options = [argument.partition("=")[0] for argument in arguments if argument.startswith("--")]
+    for option in options:
+        if option[2:].replace("-", "_").removeprefix("no_") not in known and option[2:].replace("-", "_") not in known:
+            fail(
+                f"There is no option {option}. See hf-sense {command} --help and the fields of {config_class.__name__}."
+            )
+    parser = HfArgumentParser(config_class)
+    parser.exit_on_error = False
+    for action in parser._actions:
+        action.required = False
+    try:
+        values, rest = parser.parse_known_args(arguments)
+    except (Exception, SystemExit) as error:
+        fail(f"An option of {config_class.__name__} could not be read: {error}")
+    if rest:
+        fail(f"These arguments were not understood: {' '.join(rest)}.")
+    names = {option[2:].replace("-", "_") for option in options}
+    names |= {name.removeprefix("no_") for name in names if name not in known}
+    return {name: getattr(values, name) for name in names if name in known}
+
+
+def _check_checkpoint(folder: Path, student: Any) -> None:
+    """Going on from a checkpoint of another student, or from one that has ended, is refused."""
+    state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+    saved = (
+        json.loads((folder / "config.json").read_text(encoding="utf-8")) if (folder / "config.json").is_file() else {}
+    )
+    mine = json.loads(student.config.to_json_string(use_diff=False))
+    layers = [config.get("backbone_config", {}).get("num_hidden_layers") for config in (saved, mine)]
+    senses = [config.get("dictionary_fingerprint") for config in (saved, mine)]
+    if saved and (layers[0] != layers[1] or senses[0] != senses[1]):
+        fail(
+            f"{folder.parent} holds the checkpoints of another student: {layers[0]} layers and dictionary {senses[0]}; now "
+            f"{layers[1]} layers and {senses[1]}. Give another --output, or remove that one."
+        )
+    if state["global_step"] >= state["max_steps"] and (folder.parent / "config.json").is_file():
+        fail(
+            f"{folder.parent} holds a student whose training ended after {state['global_step']} steps. Give another --output, "
+            "or remove that one to train again."
+        )
