@@ -151,11 +151,11 @@ def choose_senses(
         return Choice(best, replaced, scores if output_scores else None)
     top = torch.full(token_ids.shape, -torch.inf)
     plan = _Plan.of(hidden, token_ids, places, senses, metric)
-    first, last = senses.offsets[tokens], senses.offsets[tokens + 1]
     starts, scores, out = _NOTHING_INT, _NOTHING, _NOTHING_ROWS
     if output_scores:
-        ends = (last - first).cumsum(0)
-        starts = (ends - (last - first))[plan.sorting]
+        lengths = senses.offsets[tokens + 1] - senses.offsets[tokens]
+        ends = lengths.cumsum(0)
+        starts = (ends - lengths)[plan.sorting]
         scores = torch.empty(int(ends[-1]) if len(ends) else 0)
     # The kernel sees a cosine's states at length one, which is not what should stand where a token has no sense.
     whole = hidden.dtype == torch.float32 and metric != "cosine"
@@ -164,8 +164,12 @@ def choose_senses(
         kept = hidden.contiguous()
         out = torch.empty_like(kept) if len(places) == len(hidden) else kept.clone()
     plan.run(plan.kernels.choose, best.numpy(), top.numpy(), starts.numpy(), scores.numpy(), out.numpy())
-    if check_finite and not bool((torch.isfinite(top[places]) | (first == last)).all()):
-        bad = ~torch.isfinite(top[places]) & (last > first)
+    if check_finite and not bool(torch.isfinite(top[places]).all()):
+        # A token without a sense has no score.
+        bad = ~torch.isfinite(top[places]) & (senses.offsets[tokens + 1] > senses.offsets[tokens])
+    else:
+        bad = _NOTHING
+    if bool(bad.any()):
         raise ValueError(
             f"{int(bad.sum())} of {len(places)} hidden states give a sense score that is not finite (first at token "
             f"{int(bad.nonzero()[0])}). Look for NaN or infinity in the model's output or in the dictionary's senses."
