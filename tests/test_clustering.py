@@ -349,7 +349,17 @@ def test_a_lost_cluster_leaves_no_trace() -> None:
     order, none = torch.arange(4), torch.zeros(4).long()
     labels, members = torch.tensor([0, 0, 0, 2]), torch.tensor([0, 0, 1, 2])
     found = clustering._summarise(
-        lambda rows: vectors[rows], order, order, none, none + 1, labels, members, torch.tensor([0]), 9, False
+        lambda rows: vectors[rows],
+        order,
+        order,
+        none,
+        none + 1,
+        labels,
+        members,
+        torch.tensor([0]),
+        9,
+        False,
+        lambda work, pieces: [work(piece) for piece in pieces],
     )
     assert found.centers.tolist() == [[1.0], [50.0]]
     assert found.labels.tolist() == [0, 0, 0, 1]

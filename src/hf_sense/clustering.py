@@ -18,10 +18,10 @@ from typing import Literal, TypeAlias, get_args
 import torch
 from torch import Tensor
 
-from hf_sense.duplicates import merge_duplicates
+from hf_sense.duplicates import PASSES, merge_duplicates
 from hf_sense.kmeans import Partition, kmeans, unit_vectors
 from hf_sense.markov import full_graph, markov_labels, neighbor_graph
-from hf_sense.side_by_side import RUN, side_by_side
+from hf_sense.side_by_side import Runner, side_by_side
 
 Method = Literal["kmeans", "spherical_kmeans", "markov", "markov_full", "paper"]
 
@@ -146,53 +146,54 @@ def cluster(
             points = vectors.index_select(0, rows.flatten()).view(*rows.shape, dim).float()
         return unit_vectors(points) if spherical else points
 
-    problem_of_point = torch.repeat_interleave(torch.arange(num_problems, device=device), offsets.diff())
-    kept, distinct = merge_duplicates(take, problem_of_point, rows_at_once)
-    problem = problem_of_point[kept]
-    mass = torch.zeros_like(kept).index_add_(0, distinct, weights)
-    sizes = torch.bincount(problem, minlength=num_problems)
-    starts = sizes.cumsum(0) - sizes
-    occurrences = torch.zeros_like(sizes).index_add_(0, problem, mass)
-    limit = number_of_senses(occurrences, max_senses)
-    position = torch.arange(len(kept), device=device) - starts[problem]
-    labels = position.clone()  # each distinct point its own cluster, until a method says otherwise
-    chosen = (occurrences >= min_occurrences) & (sizes > 1)
-    found = sizes  # how many clusters a problem has so far
+    with side_by_side(device) as run:
+        problem_of_point = torch.repeat_interleave(torch.arange(num_problems, device=device), offsets.diff())
+        kept, distinct = merge_duplicates(take, problem_of_point, rows_at_once, run)
+        problem = problem_of_point[kept]
+        mass = torch.zeros_like(kept).index_add_(0, distinct, weights)
+        sizes = torch.bincount(problem, minlength=num_problems)
+        starts = sizes.cumsum(0) - sizes
+        occurrences = torch.zeros_like(sizes).index_add_(0, problem, mass)
+        limit = number_of_senses(occurrences, max_senses)
+        position = torch.arange(len(kept), device=device) - starts[problem]
+        labels = position.clone()  # each distinct point its own cluster, until a method says otherwise
+        chosen = (occurrences >= min_occurrences) & (sizes > 1)
+        found = sizes  # how many clusters a problem has so far
 
-    if method in ("markov", "markov_full", "paper"):
+        if method in ("markov", "markov_full", "paper"):
 
-        def flow(batch: _Batch) -> None:
-            _, index, valid = batch
-            points = take(kept[index])
-            graph = neighbor_graph(points, valid, neighbors) if method == "markov" else full_graph(points, valid)
-            labels[index[valid]] = markov_labels(graph, inflation)[valid]
+            def flow(batch: _Batch) -> None:
+                _, index, valid = batch
+                points = take(kept[index])
+                graph = neighbor_graph(points, valid, neighbors) if method == "markov" else full_graph(points, valid)
+                labels[index[valid]] = markov_labels(graph, inflation)[valid]
 
-        side_by_side(flow, _batches(sizes, starts, chosen, lambda n: n * (dim + 8 * n), max_elements), device)
-        found = torch.zeros_like(sizes).index_add_(0, problem, (labels == position).long())
-        if method == "paper":
-            limit = limit.minimum((found * markov_share).ceil().long().clamp_min(_PAPER_MINIMUM))
-            labels, found = position.clone(), sizes
+            run(flow, _batches(sizes, starts, chosen, lambda n: n * (dim + 8 * n), max_elements))
+            found = torch.zeros_like(sizes).index_add_(0, problem, (labels == position).long())
+            if method == "paper":
+                limit = limit.minimum((found * markov_share).ceil().long().clamp_min(_PAPER_MINIMUM))
+                labels, found = position.clone(), sizes
 
-    members = labels.clone()
-    too_many = chosen & (found > limit)
-    most = int(limit[too_many].max()) if bool(too_many.any()) else 0
+        members = labels.clone()
+        too_many = chosen & (found > limit)
+        most = int(limit[too_many].max()) if bool(too_many.any()) else 0
 
-    def lloyd(batch: _Batch) -> None:
-        which, index, valid = batch
-        points, counted = take(kept[index]), mass[index] * valid
-        starts_tried = (
-            kmeans(
-                points, counted, limit[which], seed=seed + start, problem_ids=ids[which],
-                max_iterations=max_iterations, tolerance=tolerance, spherical=spherical,
-            )
-            for start in range(restarts)
-        )  # fmt: skip
-        best = reduce(Partition.better, starts_tried)
-        labels[index[valid]] = best.labels[valid]
-        members[index[valid]] = best.members[valid]
+        def lloyd(batch: _Batch) -> None:
+            which, index, valid = batch
+            points, counted = take(kept[index]), mass[index] * valid
+            starts_tried = (
+                kmeans(
+                    points, counted, limit[which], seed=seed + start, problem_ids=ids[which],
+                    max_iterations=max_iterations, tolerance=tolerance, spherical=spherical,
+                )
+                for start in range(restarts)
+            )  # fmt: skip
+            best = reduce(Partition.better, starts_tried)
+            labels[index[valid]] = best.labels[valid]
+            members[index[valid]] = best.members[valid]
 
-    side_by_side(lloyd, _batches(sizes, starts, too_many, lambda n: n * (2 * dim + 6 * most), max_elements), device)
-    return _summarise(take, kept, distinct, problem, mass, labels, members, starts, rows_at_once, spherical)
+        run(lloyd, _batches(sizes, starts, too_many, lambda n: n * (2 * dim + 6 * most), max_elements))
+        return _summarise(take, kept, distinct, problem, mass, labels, members, starts, rows_at_once, spherical, run)
 
 
 def number_of_senses(occurrences: Tensor, rule: int | str) -> Tensor:
@@ -256,7 +257,7 @@ def _batches(
 
 def _summarise(
     take: Callable[[Tensor], Tensor], kept: Tensor, distinct: Tensor, problem: Tensor, mass: Tensor, labels: Tensor,
-    members: Tensor, starts: Tensor, rows_at_once: int, spherical: bool,
+    members: Tensor, starts: Tensor, rows_at_once: int, spherical: bool, run: Runner,
 ) -> Clusters:  # fmt: skip
     """Number the clusters of all problems, and compute their centres, weights and spread."""
     n, position = len(kept), torch.arange(len(kept), device=kept.device)
@@ -298,7 +299,7 @@ def _summarise(
             spread[mine] = torch.zeros_like(held[mine]).index_add_(0, own, away) / weights[mine]
 
     cuts = [*problem[::rows_at_once].unique().tolist(), len(starts)]
-    side_by_side(average, (cuts[at : at + RUN + 1] for at in range(0, len(cuts) - 1, RUN)), kept.device)
+    run(average, [cuts[at : at + PASSES + 1] for at in range(0, len(cuts) - 1, PASSES)])
     return Clusters(centers, offsets, label[distinct], weights, spread)
 
 

@@ -9,16 +9,21 @@ import torch
 from torch import Tensor
 
 from hf_sense.kmeans import GOLDEN, mix_bits
-from hf_sense.side_by_side import RUN, side_by_side
+from hf_sense.side_by_side import Runner
+
+PASSES = 32  # so many runs of rows are a piece worth a thread
 
 
-def merge_duplicates(take: Callable[[Tensor], Tensor], problem: Tensor, rows_at_once: int) -> tuple[Tensor, Tensor]:
+def merge_duplicates(
+    take: Callable[[Tensor], Tensor], problem: Tensor, rows_at_once: int, run: Runner
+) -> tuple[Tensor, Tensor]:
     """Find the first of each set of equal rows of a problem, and for each row which of these it equals.
 
     Args:
         take: gives the float32 `(m, dim)` points at `(m,)` int64 rows.
         problem: `(n,)` int64, never falling: whose row each is. Rows of two problems are never equal.
         rows_at_once: how many rows are looked at together.
+        run: what `side_by_side` gives.
 
     Returns:
         `(kept,)` int64, the rows that stay, rising; `(n,)` int64, for each row the place in `kept` of the one it equals.
@@ -40,7 +45,8 @@ def merge_duplicates(take: Callable[[Tensor], Tensor], problem: Tensor, rows_at_
             words ^= words >> 32  # brings the bits that matter in round numbers down, where a product keeps them
             hashes[here] = words.mul_(mix_bits(torch.arange(words.shape[1], device=words.device)) | 1).sum(1)
 
-    side_by_side(look, position.split(RUN * rows_at_once) if len(position) else (), problem.device)
+    if len(position):
+        run(look, position.split(PASSES * rows_at_once))
     if bool(wrong.any()):
         first = int(problem[wrong.nonzero()[0, 0]])
         raise ValueError(

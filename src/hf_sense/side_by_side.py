@@ -6,38 +6,52 @@ each; two of them at once gain everything, and no number then depends on how man
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from contextlib import contextmanager
+from typing import Any, TypeAlias
 
 import torch
 
-Piece = TypeVar("Piece")
-RUN = 32  # so many passes over a core's cache are a piece worth a thread
+Runner: TypeAlias = Callable[[Callable[[Any], None], Iterable[Any]], None]
 
 
-def side_by_side(work: Callable[[Piece], None], pieces: Iterable[Piece], device: torch.device) -> None:
-    """Calls ``work`` on each piece, on the CPU in as many threads as torch is set to.
+@contextmanager
+def side_by_side(device: torch.device) -> Iterator[Runner]:
+    """Gives a function ``run(work, pieces)`` that calls ``work`` on each piece, in as many threads as torch is set to.
+
+    A piece writes its results, and never where another piece reads or writes. It runs without gradients. Pieces are begun in
+    their order, so the longest should come first; a lone one gets all threads. What a piece raises, ``run`` raises.
 
     Args:
-        work: writes its results, and never where another piece reads or writes. It runs without gradients.
-        pieces: begun in this order, so the longest should come first. A lone piece gets all threads.
         device: where the work is done.
     """
-    pieces, threads, inference = list(pieces), torch.get_num_threads(), torch.is_inference_mode_enabled()
+    threads, inference = torch.get_num_threads(), torch.is_inference_mode_enabled()
 
-    def alone(piece: Piece) -> None:
+    def one_by_one(work: Callable[[Any], None], pieces: Iterable[Any]) -> None:
         # A thread starts with gradients on, whatever the mode of the one that started it.
         with torch.inference_mode(inference), torch.no_grad():
-            work(piece)
+            for piece in pieces:
+                work(piece)
 
-    if device.type != "cpu" or threads == 1 or len(pieces) < 2:
-        for piece in pieces:
-            alone(piece)
+    if device.type != "cpu" or threads == 1:
+        yield one_by_one
         return
-    pool = ThreadPoolExecutor(min(threads, len(pieces)), initializer=torch.set_num_threads, initargs=(1,))
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+
+    def at_once(work: Callable[[Any], None], pieces: Iterable[Any]) -> None:
+        pieces = list(pieces)
+        if len(pieces) > 1:
+            list(pool.map(lambda piece: one_by_one(work, [piece]), pieces))
+            return
+        torch.set_num_threads(threads)
+        one_by_one(work, pieces)
+        torch.set_num_threads(1)
+
     try:
-        list(pool.map(alone, pieces))  # raises what a piece raised
+        # Between the pieces too: OpenMP's threads spin a while after their work, on the cores that the pieces need.
+        torch.set_num_threads(1)
+        yield at_once
     finally:
         pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)  # threads that start later would take the pool's number
+        torch.set_num_threads(threads)
