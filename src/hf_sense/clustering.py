@@ -3,8 +3,9 @@
 It does not run a teacher, read text or store a dictionary, and it loops over groups of like-sized problems, not tokens.
 
 How it is fast: exact duplicates are merged first; problems are padded to a ladder of widths, by their own size alone,
-and solved in batches. A centre of k-means is an average of points, so up to 256 points k-means runs on
-their inner products, computed once: a step costs `n * n * k`, not `n * k * dim`, and a k-means++ candidate a look-up.
+and solved in batches, each on one thread and several at once. A centre of k-means is an average of points, so up to
+256 points k-means runs on their inner products, computed once: a step costs `n * n * k`, not `n * k * dim`, and a
+k-means++ candidate a look-up.
 """
 
 import math
@@ -74,7 +75,8 @@ def cluster(
 ) -> Clusters:
     """Cluster each problem's points; problems do not influence each other beyond rounding.
 
-    Same inputs, same bytes, on CPU; on CUDA call `torch.use_deterministic_algorithms(True)` for that.
+    Same inputs, same bytes, on CPU, whatever the number of threads where there is more than one batch; on CUDA call
+    `torch.use_deterministic_algorithms(True)` for that.
 
     Methods:
         `kmeans`: greedy k-means++ and Lloyd, as scikit-learn. Centres are weighted means.
