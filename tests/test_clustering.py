@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-from hf_sense import clustering
+from hf_sense import clustering, duplicates
 from hf_sense.clustering import Clusters, cluster, number_of_senses
 from hf_sense.kmeans import _GRAM_POINTS, _uniform, kmeans
 from hf_sense.markov import _markov_round, markov_clusters
@@ -267,7 +267,7 @@ def test_seeds_and_problem_ids_decide_the_draws() -> None:
 
 def test_draws_are_uniform_and_independent() -> None:
     """A weak hash would give neighbouring token ids or steps related draws."""
-    draws = torch.stack([_uniform(7, torch.arange(2000), step, 5) for step in range(4)])
+    draws = _uniform(7, torch.arange(2000), 4, 5).transpose(0, 1)
     assert ((draws >= 0) & (draws < 1)).all()
     assert float(draws.mean()) == pytest.approx(0.5, abs=0.01)
     assert float(draws.var()) == pytest.approx(1 / 12, abs=0.003)
@@ -336,7 +336,7 @@ def test_few_points_stay_exactly_themselves() -> None:
 
 def test_rows_with_the_same_hash_are_not_merged_unread(monkeypatch: pytest.MonkeyPatch) -> None:
     """A hash is no proof: two different vectors that share one must stay two senses."""
-    monkeypatch.setattr(clustering, "GOLDEN", 0)  # every row hashes to 0
+    monkeypatch.setattr(duplicates, "GOLDEN", 0)  # every row hashes to 0
     vectors = draw(6, 3)[[0, 1, 0, 2, 3, 0, 4, 5]]
     found = cluster(vectors, offsets_of(8), max_senses=9)
     assert torch.equal(found.centers[found.labels], vectors)
@@ -349,7 +349,17 @@ def test_a_lost_cluster_leaves_no_trace() -> None:
     order, none = torch.arange(4), torch.zeros(4).long()
     labels, members = torch.tensor([0, 0, 0, 2]), torch.tensor([0, 0, 1, 2])
     found = clustering._summarise(
-        lambda rows: vectors[rows], order, order, none, none + 1, labels, members, torch.tensor([0]), 9, False
+        lambda rows: vectors[rows],
+        order,
+        order,
+        none,
+        none + 1,
+        labels,
+        members,
+        torch.tensor([0]),
+        9,
+        False,
+        lambda work, pieces: [work(piece) for piece in pieces],
     )
     assert found.centers.tolist() == [[1.0], [50.0]]
     assert found.labels.tolist() == [0, 0, 0, 1]

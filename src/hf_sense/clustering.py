@@ -3,27 +3,34 @@
 It does not run a teacher, read text or store a dictionary, and it loops over groups of like-sized problems, not tokens.
 
 How it is fast: exact duplicates are merged first; problems are padded to a ladder of widths, by their own size alone,
-and solved in batches. A centre of k-means is an average of points, so up to 256 points k-means runs on
-their inner products, computed once: a step costs `n * n * k`, not `n * k * dim`, and a k-means++ candidate a look-up.
+and solved in batches, each on one thread and several at once. A centre of k-means is an average of points, so up to
+256 points k-means runs on their inner products, computed once: a step costs `n * n * k`, not `n * k * dim`, and a
+k-means++ candidate a look-up.
 """
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
 from itertools import pairwise
-from typing import Literal, get_args
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
-from hf_sense.kmeans import GOLDEN, Partition, kmeans, mix_bits, unit_vectors
+from hf_sense.duplicates import PASSES, merge_duplicates
+from hf_sense.kmeans import Partition, kmeans, unit_vectors
 from hf_sense.markov import full_graph, markov_labels, neighbor_graph
+from hf_sense.side_by_side import Runner, side_by_side
 
 Method = Literal["kmeans", "spherical_kmeans", "markov", "markov_full", "paper"]
 
 _PAPER_MINIMUM = 5  # the paper gives no token fewer senses than this
+_CACHED = 2**17  # numbers: passes over so many find them in a core's own cache
+
+# `(batch,)` problems, `(batch, width)` positions of their points, and which of these are no padding.
+_Batch: TypeAlias = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -68,7 +75,8 @@ def cluster(
 ) -> Clusters:
     """Cluster each problem's points; problems do not influence each other beyond rounding.
 
-    Same inputs, same bytes, on CPU; on CUDA call `torch.use_deterministic_algorithms(True)` for that.
+    Same inputs, same bytes, on CPU, whatever the number of threads where there is more than one batch; on CUDA call
+    `torch.use_deterministic_algorithms(True)` for that.
 
     Methods:
         `kmeans`: greedy k-means++ and Lloyd, as scikit-learn. Centres are weighted means.
@@ -128,52 +136,66 @@ def cluster(
     offsets = offsets.to(device)
     weights = torch.ones(len(vectors), dtype=torch.int64, device=device) if weights is None else weights.to(device)
     ids = torch.arange(num_problems, device=device) if problem_ids is None else problem_ids.to(device)
-    rows_at_once = max(1, max_elements // dim)
+    # An accelerator wants long runs of rows, a core such as its own cache holds.
+    rows_at_once = max(1, (min(max_elements, _CACHED) if device.type == "cpu" else max_elements) // dim)
     spherical = method == "spherical_kmeans"
 
     def take(rows: Tensor) -> Tensor:
-        points = vectors[rows].float()
+        """The points at `rows` of any shape; a view of them where they stand in a row."""
+        if rows.dim() == 1 and len(rows) and bool((rows.diff() == 1).all()):
+            points = vectors[int(rows[0]) : int(rows[-1]) + 1].float()
+        else:
+            points = vectors.index_select(0, rows.flatten()).view(*rows.shape, dim).float()
         return unit_vectors(points) if spherical else points
 
-    problem_of_point = torch.repeat_interleave(torch.arange(num_problems, device=device), offsets.diff())
-    kept, distinct = _merge_duplicates(take, problem_of_point, rows_at_once)
-    problem = problem_of_point[kept]
-    mass = torch.zeros_like(kept).index_add_(0, distinct, weights)
-    sizes = torch.bincount(problem, minlength=num_problems)
-    starts = sizes.cumsum(0) - sizes
-    occurrences = torch.zeros_like(sizes).index_add_(0, problem, mass)
-    limit = number_of_senses(occurrences, max_senses)
-    position = torch.arange(len(kept), device=device) - starts[problem]
-    labels = position.clone()  # each distinct point its own cluster, until a method says otherwise
-    chosen = (occurrences >= min_occurrences) & (sizes > 1)
-    found = sizes  # how many clusters a problem has so far
+    with side_by_side(device) as run:
+        problem_of_point = torch.repeat_interleave(torch.arange(num_problems, device=device), offsets.diff())
+        kept, distinct = merge_duplicates(take, problem_of_point, rows_at_once, run)
+        problem = problem_of_point[kept]
+        mass = torch.zeros_like(kept).index_add_(0, distinct, weights)
+        sizes = torch.bincount(problem, minlength=num_problems)
+        starts = sizes.cumsum(0) - sizes
+        occurrences = torch.zeros_like(sizes).index_add_(0, problem, mass)
+        limit = number_of_senses(occurrences, max_senses)
+        position = torch.arange(len(kept), device=device) - starts[problem]
+        labels = position.clone()  # each distinct point its own cluster, until a method says otherwise
+        chosen = (occurrences >= min_occurrences) & (sizes > 1)
+        found = sizes  # how many clusters a problem has so far
 
-    if method in ("markov", "markov_full", "paper"):
-        for _, index, valid in _batches(sizes, starts, chosen, lambda n: n * (dim + 8 * n), max_elements):
-            points = take(kept[index])
-            graph = neighbor_graph(points, valid, neighbors) if method == "markov" else full_graph(points, valid)
-            labels[index[valid]] = markov_labels(graph, inflation)[valid]
-        found = torch.zeros_like(sizes).index_add_(0, problem, (labels == position).long())
-        if method == "paper":
-            limit = limit.minimum((found * markov_share).ceil().long().clamp_min(_PAPER_MINIMUM))
-            labels, found = position.clone(), sizes
+        if method in ("markov", "markov_full", "paper"):
 
-    members = labels.clone()
-    too_many = chosen & (found > limit)
-    most = int(limit[too_many].max()) if bool(too_many.any()) else 0
-    for which, index, valid in _batches(sizes, starts, too_many, lambda n: n * (2 * dim + 6 * most), max_elements):
-        points, counted = take(kept[index]), mass[index] * valid
-        starts_tried = (
-            kmeans(
-                points, counted, limit[which], seed=seed + start, problem_ids=ids[which],
-                max_iterations=max_iterations, tolerance=tolerance, spherical=spherical,
-            )
-            for start in range(restarts)
-        )  # fmt: skip
-        best = reduce(Partition.better, starts_tried)
-        labels[index[valid]] = best.labels[valid]
-        members[index[valid]] = best.members[valid]
-    return _summarise(take, kept, distinct, problem, mass, labels, members, starts, rows_at_once, spherical)
+            def flow(batch: _Batch) -> None:
+                _, index, valid = batch
+                points = take(kept[index])
+                graph = neighbor_graph(points, valid, neighbors) if method == "markov" else full_graph(points, valid)
+                labels[index[valid]] = markov_labels(graph, inflation)[valid]
+
+            run(flow, _batches(sizes, starts, chosen, lambda n: n * (dim + 8 * n), max_elements))
+            found = torch.zeros_like(sizes).index_add_(0, problem, (labels == position).long())
+            if method == "paper":
+                limit = limit.minimum((found * markov_share).ceil().long().clamp_min(_PAPER_MINIMUM))
+                labels, found = position.clone(), sizes
+
+        members = labels.clone()
+        too_many = chosen & (found > limit)
+        most = int(limit[too_many].max()) if bool(too_many.any()) else 0
+
+        def lloyd(batch: _Batch) -> None:
+            which, index, valid = batch
+            points, counted = take(kept[index]), mass[index] * valid
+            starts_tried = (
+                kmeans(
+                    points, counted, limit[which], seed=seed + start, problem_ids=ids[which],
+                    max_iterations=max_iterations, tolerance=tolerance, spherical=spherical,
+                )
+                for start in range(restarts)
+            )  # fmt: skip
+            best = reduce(Partition.better, starts_tried)
+            labels[index[valid]] = best.labels[valid]
+            members[index[valid]] = best.members[valid]
+
+        run(lloyd, _batches(sizes, starts, too_many, lambda n: n * (2 * dim + 6 * most), max_elements))
+        return _summarise(take, kept, distinct, problem, mass, labels, members, starts, rows_at_once, spherical, run)
 
 
 def number_of_senses(occurrences: Tensor, rule: int | str) -> Tensor:
@@ -216,57 +238,28 @@ def number_of_senses(occurrences: Tensor, rule: int | str) -> Tensor:
 
 def _batches(
     sizes: Tensor, starts: Tensor, chosen: Tensor, numbers: Callable[[int], int], max_elements: int
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield `(batch,)` problems of like size, `(batch, width)` positions of their points, and which are no padding."""
+) -> list[_Batch]:
+    """Put chosen problems of like size together, the widest first."""
     which = chosen.nonzero()[:, 0]
     if not len(which):
-        return
+        return []
     rungs = [1]
     while rungs[-1] < int(sizes[which].max()):
         rungs.append(rungs[-1] + max(1, rungs[-1] // 8))
     ladder = torch.tensor(rungs, device=sizes.device)
     rung = torch.bucketize(sizes[which], ladder)
-    for level in rung.unique().tolist():
+    batches = []
+    for level in reversed(rung.unique().tolist()):
         position = torch.arange(rungs[level], device=sizes.device)
         for group in which[rung == level].split(max(1, max_elements // numbers(rungs[level]))):
             valid = position < sizes[group, None]
-            yield group, torch.where(valid, starts[group, None] + position, starts[group, None]), valid
-
-
-def _merge_duplicates(take: Callable[[Tensor], Tensor], problem: Tensor, rows_at_once: int) -> tuple[Tensor, Tensor]:
-    """Find the first of each set of equal rows of a problem, and for each row which of these it equals."""
-    position = torch.arange(len(problem), device=problem.device)
-    hashes = torch.empty_like(position)
-    wrong = torch.zeros_like(position, dtype=torch.bool)
-    for rows in position.split(rows_at_once):
-        points = take(rows) + 0.0  # makes -0.0 into 0.0, which it equals
-        wrong[rows] = ~points.abs().amax(1).isfinite()
-        words = torch.nn.functional.pad(points, (0, points.shape[1] % 2)).view(torch.int64) * GOLDEN
-        words ^= words >> 32  # brings the bits that matter in round numbers down, where a product keeps them
-        hashes[rows] = (words * (mix_bits(torch.arange(words.shape[1], device=words.device)) | 1)).sum(1)
-    if bool(wrong.any()):
-        first = int(problem[wrong.nonzero()[0, 0]])
-        raise ValueError(
-            f"vectors must be finite in float32; {int(wrong.sum())} of {len(wrong)} rows hold NaN or infinity, "
-            f"the first in problem {first}. A teacher run in float16 overflows easily: run it in bfloat16 or float32."
-        )
-    order = hashes.argsort(stable=True)
-    order = order[problem[order].argsort(stable=True)]
-    new = torch.ones_like(wrong)
-    new[1:] = (hashes[order].diff() != 0) | (problem[order].diff() != 0)
-    equal = torch.empty_like(position)
-    equal[order] = order[new][new.cumsum(0) - 1]
-    for rows in (equal != position).nonzero()[:, 0].split(rows_at_once):
-        if len(rows):
-            same = (take(rows) == take(equal[rows])).all(1)
-            equal[rows] = torch.where(same, equal[rows], rows)
-    kept = equal == position
-    return position[kept], (kept.cumsum(0) - 1)[equal]
+            batches.append((group, torch.where(valid, starts[group, None] + position, starts[group, None]), valid))
+    return batches
 
 
 def _summarise(
     take: Callable[[Tensor], Tensor], kept: Tensor, distinct: Tensor, problem: Tensor, mass: Tensor, labels: Tensor,
-    members: Tensor, starts: Tensor, rows_at_once: int, spherical: bool,
+    members: Tensor, starts: Tensor, rows_at_once: int, spherical: bool, run: Runner,
 ) -> Clusters:  # fmt: skip
     """Number the clusters of all problems, and compute their centres, weights and spread."""
     n, position = len(kept), torch.arange(len(kept), device=kept.device)
@@ -290,17 +283,25 @@ def _summarise(
     centers = torch.empty(len(names), dim, device=kept.device)
     spread = torch.empty(len(names), device=kept.device)
     held = torch.zeros_like(weights).index_add_(0, member, share).float()
+
+    def average(piece: list[int]) -> None:
+        for low, high in pairwise(piece):
+            rows = slice(int(starts[low]), int(starts[high]) if high < len(starts) else n)
+            mine = slice(int(offsets[low]), int(offsets[high]))
+            points, anchors = take(kept[rows]), take(kept[first[mine]])
+            # Summing differences to one of the points keeps float32 accurate, and a lone or repeated vector exactly itself.
+            own = member[rows] - mine.start
+            moves = anchors.index_select(0, own)
+            torch.sub(points, moves, out=moves).mul_(share[rows, None])
+            center = anchors + torch.zeros_like(anchors).index_add_(0, own, moves) / held[mine, None]
+            centers[mine] = center = unit_vectors(center) if spherical else center
+            own = label[rows] - mine.start
+            torch.index_select(center, 0, own, out=moves)
+            away = torch.sub(points, moves, out=moves).square_().sum(1) * mass[rows]
+            spread[mine] = torch.zeros_like(held[mine]).index_add_(0, own, away) / weights[mine]
+
     cuts = [*problem[::rows_at_once].unique().tolist(), len(starts)]
-    for low, high in pairwise(cuts):
-        rows = slice(int(starts[low]), int(starts[high]) if high < len(starts) else n)
-        mine = slice(int(offsets[low]), int(offsets[high]))
-        points, anchors = take(kept[rows]), take(kept[first[mine]])
-        # Summing differences to one of the points keeps float32 accurate, and a lone or repeated vector exactly itself.
-        moves = (points - anchors[member[rows] - mine.start]).mul_(share[rows, None])
-        center = anchors + torch.zeros_like(anchors).index_add_(0, member[rows] - mine.start, moves) / held[mine, None]
-        centers[mine] = unit_vectors(center) if spherical else center
-        away = (points - centers[label[rows]]).square_().sum(1) * mass[rows]
-        spread[mine] = torch.zeros_like(held[mine]).index_add_(0, label[rows] - mine.start, away) / weights[mine]
+    run(average, [cuts[at : at + PASSES + 1] for at in range(0, len(cuts) - 1, PASSES)])
     return Clusters(centers, offsets, label[distinct], weights, spread)
 
 

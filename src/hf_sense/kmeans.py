@@ -77,6 +77,8 @@ def kmeans(
     by_gram = n <= _GRAM_POINTS
     kernel = torch.bmm(centered, centered.transpose(1, 2)) if by_gram else centered
     square = kernel.diagonal(dim1=1, dim2=2).clone() if by_gram else centered.square().sum(2)
+    # Padding is at the origin, where it adds nothing.
+    weighted = None if by_gram or bool((mass <= 1).all() & (mass % 1 == 0).all()) else centered * mass[..., None]
     enough = tolerance * (mass * square).sum(1) / (total[:, 0] * dim)
     sizes = torch.as_tensor(k, device=points.device).expand(batch)
     slots = int(sizes.max())
@@ -91,25 +93,33 @@ def kmeans(
     result = Partition(labels.clone(), labels.clone(), (distance * mass).sum(1))
     rows = torch.arange(batch, device=points.device)
     running = torch.ones(batch, dtype=torch.bool, device=points.device)
-    averaging = torch.zeros(())
-    products = torch.zeros(())
+    mean = products = torch.zeros(())
     for iteration in range(max_iterations):
         members = _refill(labels, distance, mass, sizes, slots)
         held = torch.zeros_like(mass[:, :1]).repeat(1, slots).scatter_add_(1, members, mass)
-        before, products_before = averaging, products
-        averaging = mass.new_zeros(len(rows), slots, n).scatter_(1, members[:, None], mass[:, None])
-        averaging /= held.clamp_min(_TINY)[..., None]
-        products = torch.bmm(averaging, kernel)
-        if not by_gram:
-            products = torch.bmm(products, kernel.transpose(1, 2))
-        norms = (averaging * products).sum(2)
+        mean_before, products_before = mean, products
+        # A mean is kept as its points' shares, whose products are those of the kernel, or as the vector itself.
+        if by_gram:
+            mean = mass.new_zeros(len(rows), slots, n).scatter_(1, members[:, None], mass[:, None])
+            mean /= held.clamp_min(_TINY)[..., None]
+            products = torch.bmm(mean, kernel)
+            norms = (mean * products).sum(2)
+        else:
+            slot = (members + slots * torch.arange(len(rows), device=mass.device)[:, None]).flatten()
+            sums = mass.new_zeros(len(rows) * slots, dim).index_add_(
+                0, slot, (kernel if weighted is None else weighted).view(-1, dim)
+            )
+            mean = sums.view(-1, slots, dim).div_(held.clamp_min(_TINY)[..., None])
+            products = torch.bmm(mean, kernel.transpose(1, 2))
+            norms = mean.square().sum(2)
         if spherical:
             scale = norms.clamp_min(_TINY).rsqrt()[..., None]
-            averaging, products, norms = averaging * scale, products * scale, norms * scale[..., 0].square()
+            mean, products, norms = mean * scale, products * scale, norms * scale[..., 0].square()
         new, distance = _nearest(products, norms.masked_fill(held == 0, math.inf), square)
         finished = ((new == labels) | (mass == 0)).all(1)
         if iteration:
-            finished |= ((averaging - before) * (products - products_before)).sum((1, 2)).abs() < enough
+            moved = mean - mean_before
+            finished |= (moved * (products - products_before if by_gram else moved)).sum((1, 2)).abs() < enough
         labels = new
         done = running & (finished | (iteration == max_iterations - 1))
         result.labels[rows[done]], result.members[rows[done]] = labels[done], members[done]
@@ -117,22 +127,18 @@ def kmeans(
         running = running & ~finished
         if 4 * int(running.sum()) <= 3 * len(rows):  # copying costs about a step: not for each problem that settles
             keep = running.nonzero()[:, 0]
-            rows, running, kernel, square, mass, enough = (
-                each[keep] for each in (rows, running, kernel, square, mass, enough)
-            )
-            sizes, labels, distance, averaging, products = (
-                each[keep] for each in (sizes, labels, distance, averaging, products)
-            )
-            if not len(rows):
+            if not len(keep):
                 break
+            rows, running, square, mass, enough = (each[keep] for each in (rows, running, square, mass, enough))
+            sizes, labels, distance, mean, products = (each[keep] for each in (sizes, labels, distance, mean, products))
+            kernel, weighted = kernel[keep], None if weighted is None else weighted[keep]
     return result
 
 
 def _nearest(products: Tensor, norms: Tensor, square: Tensor) -> tuple[Tensor, Tensor]:
     """Label `(batch, n)` points by `|x|^2 - 2 x.c + |c|^2` from `(batch, k, n)` products; also return that distance."""
-    scores = torch.add(norms[..., None], products, alpha=-2)
-    labels = scores.argmin(1)
-    return labels, scores.gather(1, labels[:, None])[:, 0] + square
+    least = torch.add(norms[..., None], products, alpha=-2).min(1)
+    return least.indices, least.values + square
 
 
 def _plus_plus(
@@ -145,10 +151,13 @@ def _plus_plus(
     tries = 2 + sizes.double().log().long()
     labels = torch.zeros_like(mass, dtype=torch.int64)
     closest = torch.ones_like(mass)
+    most = int(tries.max())
+    draws = _uniform(seed, ids, slots, most)
+    excess = torch.arange(most, device=mass.device) >= tries[:, None]
     for step in range(slots):
-        candidates = 1 if step == 0 else int(tries.max())
+        candidates = 1 if step == 0 else most
         cumulative = (mass * closest).cumsum(1)
-        drawn = _uniform(seed, ids, step, candidates) * cumulative[:, -1:]
+        drawn = draws[:, step, :candidates] * cumulative[:, -1:]
         picked = torch.searchsorted(cumulative, drawn, right=True).clamp_max(n - 1)
         rows = flat.index_select(0, (first_row + picked).flatten()).view(batch, candidates, -1)
         products = rows if by_gram else torch.bmm(rows, kernel.transpose(1, 2))
@@ -157,7 +166,7 @@ def _plus_plus(
         if step > 0:
             distance = distance.minimum(closest[:, None])
             potential = (distance @ mass[..., None])[..., 0]
-            potential.masked_fill_(torch.arange(candidates, device=mass.device) >= tries[:, None], math.inf)
+            potential.masked_fill_(excess, math.inf)
             best = potential.argmin(1)[:, None, None].expand(-1, 1, n)
             distance = distance.gather(1, best)
             labels = labels.masked_fill((distance[:, 0] < closest) & (step < sizes[:, None]), step)
@@ -200,8 +209,8 @@ def mix_bits(bits: Tensor) -> Tensor:
     return bits ^ ((bits >> 31) & (2**33 - 1))
 
 
-def _uniform(seed: int, ids: Tensor, step: int, candidates: int) -> Tensor:
-    """Draw `(batch, candidates)` float32 in [0, 1): of 23 bits, a draw times a total never rounds up to it."""
+def _uniform(seed: int, ids: Tensor, steps: int, candidates: int) -> Tensor:
+    """Draw `(batch, steps, candidates)` float32 in [0, 1): of 23 bits, a draw times a total never rounds up to it."""
     key = mix_bits(ids * GOLDEN + ((seed + 2**63) % 2**64 - 2**63))
-    counter = torch.arange(step * 64 + 1, step * 64 + 1 + candidates, device=ids.device)
-    return ((mix_bits(key[:, None] + counter * GOLDEN) >> 41) & (2**23 - 1)).float() * 2.0**-23
+    counter = torch.arange(steps, device=ids.device)[:, None] * 64 + torch.arange(1, candidates + 1, device=ids.device)
+    return ((mix_bits(key[:, None, None] + counter * GOLDEN) >> 41) & (2**23 - 1)).float() * 2.0**-23
