@@ -14,8 +14,9 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from transformers import BertConfig, BertModel
 
-from hf_sense import SenseModel, build_dictionary, load_teacher
+from hf_sense import SenseModel, SenseModelForSequenceClassification, build_dictionary, load_teacher
 from hf_sense.answers import Answers
 from hf_sense.cli import main
 from hf_sense.corpus import encode_corpus
@@ -99,7 +100,7 @@ def look(browser):
         page.on("websocket", lambda web: asked.append(web.url))
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(address + (f"?__theme={theme}" if theme else ""))
-        page.wait_for_selector(".hs-token")
+        page.wait_for_selector("button.hs-token")
         if address.startswith("http"):
             page.wait_for_load_state("load")
             page.wait_for_function("document.activeElement.tagName === 'TEXTAREA'")  # the framework has come to life
@@ -152,10 +153,10 @@ def test_a_chosen_token_shows_its_senses_and_then_its_contexts(look, address):
     page.wait_for_selector(".hs-panel h3:has-text('bank')")
     assert bank.get_attribute("aria-pressed") == "true"
     page.wait_for_selector(".hs-panel .hs-contexts li:has-text('[bank]')")
-    page.locator(".hs-dot").first.hover(force=True)
-    assert re.match(r"Sense \d+: .*\[bank\]", page.locator(".hs-tip").inner_text())
+    page.locator(".hs-panel .hs-dot").first.hover(force=True)
+    assert re.match(r"Sense \d+ of \d+, id \d+: .*\[bank\]", page.locator(".hs-tip").inner_text())
     assert "chooses" in page.locator(".hs-panel > p").first.inner_text()
-    assert page.locator(".hs-here").count() == 2
+    assert page.locator(".hs-panel .hs-here").count() == 2
     page.locator('.hs-token[data-key^="s1-8-"]').click()  # the student's river
     page.wait_for_selector(".hs-panel h3:has-text('river')")
     assert "This is the student's choice" in page.locator(".hs-panel > p").first.inner_text()
@@ -167,6 +168,19 @@ def test_a_chosen_token_shows_its_senses_and_then_its_contexts(look, address):
     page.wait_for_selector(".hs-panel", state="detached")
 
 
+def test_a_text_longer_than_the_model_takes(look, address):
+    """The page would show the beginning of a pasted document as if it were all of it."""
+    page = look(address, 400)
+    write(page, "the bank holds the money and " * 30)
+    page.wait_for_selector(".hs-cut")
+    said = page.locator(".hs-cut")
+    assert said.count() == 2
+    assert said.first.inner_text() == "The text has 182 tokens, and the model takes 64: 118 were not read."
+    assert page.locator(".hs-side").first.locator(".hs-unread").inner_text().strip().startswith("bank holds the money")
+    assert page.locator(".hs-side").first.locator("button.hs-token").count() == 64
+    assert widest(page) <= 400
+
+
 def test_teacher_and_student_are_compared(look, address, readers):
     """The share would be another than that of the two readings, or differences would go unmarked."""
     page = look(address)
@@ -175,7 +189,7 @@ def test_teacher_and_student_are_compared(look, address, readers):
     labelled = sum(a.sense_id >= 0 for a in one)
     assert 0 < differ < labelled
     assert f"Same sense at {labelled - differ} of {labelled} tokens" in page.locator(".hs-agreement").inner_text()
-    assert page.locator(".hs-differs").count() == 2 * differ
+    assert page.locator("#hs-reading .hs-differs").count() == 2 * differ
     assert page.locator('.hs-token[aria-label*="differs: Student chooses"]').count() == differ
 
 
@@ -184,6 +198,9 @@ def test_the_keyboard_is_enough(look, address):
     page = look(address)
     focused = "document.activeElement.textContent"
     page.locator("#hs-field textarea").focus()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")  # the legend
+    page.wait_for_selector(".hs-legend dt .hs-none")
     page.keyboard.press("Tab")
     assert page.evaluate(focused).startswith("[CLS]")
     page.keyboard.press("ArrowRight")
@@ -200,7 +217,7 @@ def test_the_keyboard_is_enough(look, address):
             break
     page.keyboard.press("ArrowRight")
     assert page.evaluate(focused) == "2"
-    assert page.locator(".hs-tip").inner_text().startswith("Sense 2: ")
+    assert page.locator(".hs-tip").inner_text().startswith("Sense 2 of ")
 
 
 @pytest.mark.parametrize("width", [400, 1400])
@@ -214,7 +231,7 @@ def test_narrow_and_wide_light_and_dark(look, address, width, scheme, tmp_path):
     assert widest(page) <= width
     assert len(page.screenshot(path=tmp_path / "page.png", full_page=True)) > 10_000
     ink, fill, ground = page.evaluate(
-        "(() => { const t = getComputedStyle(document.querySelector('.hs-token.hs-c0, .hs-token')),"
+        "(() => { const t = getComputedStyle(document.querySelector('button.hs-token:not(.hs-none)')),"
         " b = getComputedStyle(document.querySelector('.gradio-container'));"
         " return [t.color, t.backgroundColor, b.backgroundColor] })()"
     )
@@ -222,7 +239,7 @@ def test_narrow_and_wide_light_and_dark(look, address, width, scheme, tmp_path):
     assert (bright[0] > 200) == (bright[1] < 120) == (bright[2] < 60) == (scheme == "dark")
     if width == 400:
         other = look(address, width, scheme, "light" if scheme == "dark" else "dark")
-        text = other.evaluate("getComputedStyle(document.querySelector('.hs-token')).color")
+        text = other.evaluate("getComputedStyle(document.querySelector('button.hs-token')).color")
         assert (sum(map(int, re.findall(r"\d+", text)[:3])) > 600) == (scheme == "light")
 
 
@@ -293,8 +310,12 @@ def test_the_command_serves_what_it_was_given(folders, monkeypatch, capsys):
         assert "s0-2-" in seen["html"]
 
 
-def test_bad_arguments_are_one_line(folders, capsys):
+def test_bad_arguments_are_one_line(folders, teacher, dictionary, capsys):
     """A slip would end in a traceback, or after the long work."""
+    folded = str(folders / "folded")
+    config = BertConfig(**{**teacher.model.config.to_dict(), "hidden_size": 8, "num_hidden_layers": 1})
+    model = SenseModelForSequenceClassification.from_teacher(teacher, dictionary, backbone=BertModel(config))
+    model.fold().save_pretrained(folded)
     student, dictionary = str(folders / "student"), str(folders / "dictionary")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -308,6 +329,12 @@ def test_bad_arguments_are_one_line(folders, capsys):
             (["explore", dictionary, "--port", port], f"Port {port} of 127.0.0.1 cannot be used"),
             (["report", dictionary, "--output", str(folders / "texts.jsonl")], "should be a folder"),
             (["report", dictionary, "--output", str(folders / "r"), "--token", "qqqqqq"], "not a token"),
+            (["explore", folded], "is a folded model"),
+            (["explore", folded, "--teacher", "/nowhere/x"], "is a folded model"),
+            (["explore", dictionary, "--student", folded], "Give the model that it was folded from"),
+            (["report", folded, "--output", str(folders / "r")], "is a folded model"),
+            (["report", dictionary, "--student", folded, "--output", str(folders / "r")], "is a folded model"),
+            (["inspect", folded, "bank"], "is a folded model"),
         ):
             assert main(arguments) == 2, arguments
             said = capsys.readouterr().err.strip().splitlines()[-1]

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from hf_sense import SenseDictionary, SenseModel, build_dictionary, load_teacher
+from hf_sense import SenseDictionary, SenseModel, SenseModelForSequenceClassification, build_dictionary, load_teacher
 from hf_sense.answers import Answers
 from hf_sense.contexts import occurrences_of
 from hf_sense.corpus import encode_corpus
@@ -85,9 +85,12 @@ def test_the_text_is_kept_whole(reader):
     assert "".join(token.gap + token.text for token in found.tokens if not token.special) + found.tail == TEXT + "  "
     assert [token.text for token in found.tokens if token.special] == ["[CLS]", "[SEP]"]
     long = reader.read("the bank " * 200)
-    assert long.cut
     assert len(long.tokens) == 64
-    assert long.tail == ""
+    assert long.left_out == len(reader.tokenizer("the bank " * 200, verbose=False)["input_ids"]) - 64 == 338
+    assert (
+        "".join(token.gap + token.text for token in long.tokens if not token.special) + long.tail == "the bank " * 200
+    )
+    assert reader.read("the bank " * 31).left_out == 0  # as long as the model takes
 
 
 def test_bytes_of_one_character_show_it_once():
@@ -172,6 +175,15 @@ def test_a_student_beside_its_teacher(student, teacher, dictionary, reader, toke
         Reader.of_student(student, tokenizer, "student", other)
 
 
+def test_a_folded_model_is_refused_with_a_cure(teacher, dictionary, tokenizer):
+    """A folded model would end in an AttributeError, or be read by its keys as if they were senses."""
+    config = BertConfig(**{**teacher.model.config.to_dict(), "hidden_size": 8, "num_hidden_layers": 1})
+    model = SenseModelForSequenceClassification.from_teacher(teacher, dictionary, backbone=BertModel(config))
+    for folded in (model.fold(), model.model.fold()):
+        with pytest.raises(ValueError, match="x is a folded model"):
+            Reader.of_student(folded, tokenizer, "x", dictionary)
+
+
 def test_planes_are_found_once_and_forgotten_in_time(reader, dictionary, corpus, monkeypatch):
     """Every click would run the corpus again, or planes of all tokens ever clicked would fill the memory."""
     calls = []
@@ -204,6 +216,25 @@ def test_a_plane_keeps_distances_that_lie_in_it(dictionary):
         np.linalg.norm(plane.senses[:, None] - plane.senses, axis=-1), torch.cdist(flat, flat).numpy(), atol=1e-5
     )
     np.testing.assert_allclose(plane.project(flat[1:2])[0].numpy(), plane.senses[1], atol=1e-5)
+
+
+def test_what_was_cut_from_the_corpus_is_said(reader, dictionary, teacher, texts):
+    """Contexts come from the beginnings of texts, or from a part of them, and nobody knows."""
+    cut = encode_corpus(texts, teacher.tokenizer, 8, disable_tqdm=True)
+    assert 0 < cut.num_cut < 60
+    said = Planes(dictionary, reader, cut, max_texts=9).about
+    assert f"from 60 texts, of which {cut.num_cut} were longer than 8 tokens and cut there. At most 9 of those" in said
+    whole = encode_corpus(texts, teacher.tokenizer, 64, disable_tqdm=True)
+    assert Planes(dictionary, reader, whole, max_texts=60).about == "Contexts come from 60 texts."
+    assert "none was given" in Planes(dictionary, reader).about
+
+
+def test_a_text_beyond_a_pages_length_is_said(reader, dictionary):
+    """The end of a long document is dropped before any token is counted."""
+    answers = Answers([reader], Planes(dictionary, reader))
+    text = "the bank " * 3000
+    assert "The text has 27,000 characters, and the page takes the first 20,000." in answers.text(text)
+    assert "characters" not in answers.text(text[:20_000])
 
 
 def test_answers_run_a_text_once_and_refuse_keys_that_do_not_fit(reader, dictionary, corpus, monkeypatch):

@@ -1,14 +1,26 @@
 import builtins
+import html
 import sys
 
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from hf_sense.corpus import encode_corpus
 from hf_sense.dictionary import SenseDictionary
+from hf_sense.legend import CONTEXTS, FIGURES, HINT, NO_CORPUS, NO_SENSES, SENSES, ambiguous_words, plane_words
 from hf_sense.pictures import apart
-from hf_sense.report import ambiguity, coverage, nearest_contexts, occurrences_of, write_report
+from hf_sense.report import (
+    _whole_words,
+    ambiguity,
+    coverage,
+    most_ambiguous,
+    nearest_contexts,
+    occurrences_of,
+    write_report,
+)
 
 PNG = b"\x89PNG"
 
@@ -109,12 +121,71 @@ def test_report_writes_what_it_names(dictionary, teacher, corpus, token, tmp_pat
     path = write_report(dictionary, tmp_path / "new", corpus=corpus, teacher=teacher, tokens=[token, special])
     text = path.read_text(encoding="utf-8")
     assert "| corpus tokens with senses | 100.00% |" in text
+    assert "| corpus texts | 60 |" in text
+    assert "corpus texts cut" not in text
     assert f"| `{teacher.tokenizer.convert_ids_to_tokens(token)}` | {token} | 60 | 2 |" in text
     pictures = {part.split(")")[0] for part in text.split("](")[1:]}
     assert {"senses_per_token.png", f"token-{token}.png"} <= pictures
     for name in pictures:
         assert (path.parent / name).read_bytes().startswith(PNG)
     assert sorted(p.name for p in path.parent.iterdir()) == sorted({"report.html", "report.md", *pictures})
+
+
+def test_both_reports_say_the_same(dictionary, teacher, texts, token, tmp_path):
+    """Who reads the HTML does not learn what a figure means, or reads of contexts where there are none."""
+    unread = next(
+        i for i in range(len(teacher.tokenizer)) if int(dictionary.offsets[i + 1]) == int(dictionary.offsets[i])
+    )
+    cut = encode_corpus(texts, teacher.tokenizer, 8, disable_tqdm=True)
+    for name, options in (("with", {"corpus": cut, "teacher": teacher}), ("without", {})):
+        path = write_report(dictionary, tmp_path / name, tokenizer=teacher.tokenizer, tokens=[token, unread], **options)
+        pages = [path.read_text(encoding="utf-8"), html.unescape(path.with_suffix(".html").read_text(encoding="utf-8"))]
+        for page in pages:
+            for words in (
+                FIGURES,
+                SENSES,
+                NO_SENSES,
+                ambiguous_words(20, 5),
+                *plane_words(corpus=False).split(": ")[1::2],
+            ):
+                assert words.partition(".")[0] in page, words
+            assert (CONTEXTS in page, NO_CORPUS in page) == (name == "with", name == "without")
+            assert (HINT in page) is (name == "with" and page is pages[1])
+            assert ("corpus texts cut at 8 tokens" in page) is (name == "with")
+        first = dictionary.senses_of(token).sense_ids.start
+        assert f"| 2 | {first + 1} | 30 |" in pages[0]
+        assert f'hs-chip">2</span><div><span class="hs-facts">id {first + 1} · 30 occurrences' in pages[1]
+
+
+def test_whole_words_come_first_and_special_tokens_not_at_all(teacher, dictionary):
+    """The report shows [SEP] and pieces of words, which tell a reader nothing."""
+    tokenizer = teacher.tokenizer
+    names = ["[SEP]", "##s", "s", "bank", "river", "[CLS]", "holds", "money"]
+    ids = tokenizer.convert_tokens_to_ids(names)
+    apart = torch.tensor([9.0, 8.0, 7.0, 1.0, 3.0, 9.0, 2.0, 4.0])
+    lengths = torch.zeros(len(tokenizer), dtype=torch.int64)
+    lengths[ids] = 2
+    offsets = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
+    senses, counts = torch.zeros(int(offsets[-1]), 2), torch.full((int(offsets[-1]),), 30)
+    for token_id, away in zip(ids, apart):
+        senses[offsets[token_id], 0] = away
+    counts[offsets[tokenizer.convert_tokens_to_ids("money")] :][:2] = 5  # too rare to tell
+    made = SenseDictionary(senses, offsets, counts)
+    assert tokenizer.convert_ids_to_tokens(most_ambiguous(made, 9, tokenizer)) == ["river", "holds", "bank", "##s", "s"]
+    assert tokenizer.convert_ids_to_tokens(most_ambiguous(made, 2, tokenizer)) == ["river", "holds"]
+    assert set(most_ambiguous(made, 3)) == set(ids[:2] + ids[5:6])  # names are not known
+
+
+def test_whole_words_of_byte_pieces():
+    """A decoder's vocabulary marks the beginning of a word, not its continuation: all its words would pass for pieces."""
+    vocabulary = {
+        piece: number for number, piece in enumerate(["a", "n", "d", "and", "an", "Ġ", "Ġa", "Ġan", "Ġand", "Ġn"])
+    }
+    merges = [("Ġ", "a"), ("Ġa", "n"), ("Ġan", "d"), ("a", "n"), ("an", "d"), ("Ġ", "n")]
+    fast = Tokenizer(models.BPE(vocabulary, merges))
+    fast.pre_tokenizer, fast.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=fast)
+    assert tokenizer.convert_ids_to_tokens(sorted(_whole_words(range(len(vocabulary)), tokenizer))) == ["Ġand"]
 
 
 def test_report_without_teacher_or_names(tmp_path):

@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 import hf_sense  # noqa: F401 (registers the model type)
-from hf_sense import SenseModel, SenseModelForSequenceClassification
+from hf_sense import SenseModel, SenseModelForSequenceClassification, build_dictionary, load_teacher
 from hf_sense.evaluation import embed, few_shot_accuracy
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+from real_data import reuters_r8, teacher_folder
 
 sentence_transformers = pytest.importorskip("sentence_transformers")
 
@@ -57,8 +62,6 @@ def test_a_classifier_gives_the_vectors_inside_it(teacher, dictionary, texts, tm
 
 def test_prompts_of_an_instruction_model(base, decoder_tokenizer, texts, tmp_path):
     """A decoder's instruction is forgotten, or counted in the text's vector where it should not be."""
-    from hf_sense import build_dictionary, load_teacher
-
     shutil.copytree(base, tmp_path / "base")
     made = json.loads((tmp_path / "base" / "tokenizer.json").read_text())
     made["post_processor"]["single"].pop()  # the end token, after which decoders' texts do not end
@@ -126,18 +129,14 @@ def labelled(texts):
     return train, test
 
 
-def test_mteb_gives_the_figures_of_evaluation(teacher, dictionary, texts, tmp_path, monkeypatch):
-    """MTEB's own evaluator, on a task over local texts, reads other figures than hf_sense.evaluation."""
-    monkeypatch.setenv("MTEB_CACHE", str(tmp_path / "mteb"))
-    mteb = pytest.importorskip("mteb")
+def mteb_task(mteb, train, test):
+    """A classification task of MTEB over texts that are at hand."""
     from datasets import Dataset, DatasetDict
     from mteb.abstasks.classification import AbsTaskClassification
 
-    train, test = labelled(texts)
-
     class Subjects(AbsTaskClassification):
         metadata = mteb.TaskMetadata(
-            name="Subjects", description="Which subject a sentence has.", reference=None, type="Classification",
+            name="Subjects", description="Which subject a text has.", reference=None, type="Classification",
             category="t2c", modalities=["text"], eval_splits=["test"], eval_langs=["eng-Latn"], main_score="accuracy",
             dataset={"path": "local/subjects", "revision": "1"}, date=("2024-01-01", "2024-01-02"), domains=["Written"],
             task_subtypes=[], license="cc0-1.0", annotations_creators="derived", dialect=[], sample_creation="found",
@@ -148,22 +147,52 @@ def test_mteb_gives_the_figures_of_evaluation(teacher, dictionary, texts, tmp_pa
             self.dataset = DatasetDict(train=Dataset.from_list(train), test=Dataset.from_list(test))
             self.data_loaded = True
 
+    return Subjects()
+
+
+def accuracies(mteb, folder, model, tokenizer, train, test, **options):
+    """MTEB's accuracy of a model's folder, and ours of the model; eight training texts a label, so that all are drawn."""
+    results = mteb.evaluate(loaded(folder), mteb_task(mteb, train, test), cache=None, encode_kwargs={"batch_size": 8})
+    vectors = [embed(model, tokenizer, [row["text"] for row in rows], **options) for rows in (train, test)]
+    labels = [[row["label"] for row in rows] for rows in (train, test)]
+    ours = few_shot_accuracy(vectors[0], labels[0], vectors[1], labels[1], samples_per_label=8)
+    assert ours.spread < 1e-9
+    return results.task_results[0].scores["test"][0]["accuracy"], ours.mean
+
+
+def test_mteb_gives_the_figures_of_evaluation(teacher, dictionary, texts, tmp_path, monkeypatch):
+    """MTEB's own evaluator, on a task over local texts, reads other figures than hf_sense.evaluation."""
+    monkeypatch.setenv("MTEB_CACHE", str(tmp_path / "mteb"))
+    mteb = pytest.importorskip("mteb")
+    train, test = labelled(texts)
     for pooling in ("mean", "frequency"):
         model = SenseModel.from_teacher(teacher, dictionary, num_hidden_layers=1, pooling=pooling)
         model.save_for_sentence_transformers(tmp_path / pooling, teacher.tokenizer, normalize=True)
-        results = mteb.evaluate(loaded(tmp_path / pooling), Subjects(), cache=None, encode_kwargs={"batch_size": 8})
-        theirs = results.task_results[0].scores["test"][0]["accuracy"]
-        vectors = {
-            name: embed(model, teacher.tokenizer, [row["text"] for row in rows])
-            for name, rows in (("train", train), ("test", test))
-        }
-        ours = few_shot_accuracy(
-            vectors["train"],
-            [row["label"] for row in train],
-            vectors["test"],
-            [row["label"] for row in test],
-            samples_per_label=8,
-        )
-        assert ours.spread < 1e-9
-        assert theirs == pytest.approx(ours.mean, abs=1e-4), json.dumps([theirs, ours.mean])
-        assert 1.5 / len({row["label"] for row in train}) < ours.mean
+        theirs, ours = accuracies(mteb, tmp_path / pooling, model, teacher.tokenizer, train, test)
+        assert theirs == pytest.approx(ours, abs=1e-4), json.dumps([theirs, ours])
+        assert 1.5 / len({row["label"] for row in train}) < ours
+
+
+@pytest.mark.real
+def test_mteb_on_a_real_teacher_with_senses(tmp_path, monkeypatch):
+    """On real texts, longer than the model takes and of eight kinds, MTEB reads other figures of a real encoder with senses."""
+    monkeypatch.setenv("MTEB_CACHE", str(tmp_path / "mteb"))
+    mteb = pytest.importorskip("mteb")
+    try:
+        encoder, (stories, kinds) = load_teacher(str(teacher_folder(fetch=False))), reuters_r8("train", fetch=False)
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    names, train, test = sorted(set(kinds)), [], []
+    for number, name in enumerate(names):
+        rows = [{"text": text, "label": number} for text, kind in zip(stories, kinds) if kind == name]
+        train += rows[:8]
+        test += rows[8:38]
+    assert (len(names), len(train)) == (8, 64)
+    assert len(test) > 200
+    dictionary = build_dictionary(encoder, [row["text"] for row in train], max_length=48, disable_tqdm=True)
+    model = SenseModel.from_teacher(encoder, dictionary, pooling="frequency")
+    model.save_for_sentence_transformers(tmp_path / "st", encoder.tokenizer, normalize=True, max_seq_length=48)
+    theirs, ours = accuracies(mteb, tmp_path / "st", model, encoder.tokenizer, train, test, max_length=48)
+    print(f"\naccuracy on {len(test)} stories: MTEB {theirs:.4f}, hf_sense.evaluation {ours:.4f}")
+    assert theirs == pytest.approx(ours, abs=1e-4)
+    assert ours > 0.6

@@ -9,7 +9,9 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from html import escape
 
+from hf_sense.legend import LOOKING, NO_CORPUS, characters_words, sense_words
 from hf_sense.page import panel_html, sides_html
 from hf_sense.plane import Planes, TokenPlane
 from hf_sense.reading import Reader, Reading
@@ -52,8 +54,10 @@ class Answers:
 
     def text(self, text: str, key: str = "") -> str:
         """The tokens of a text as buttons; that of ``key`` is pressed if it still stands there."""
-        readings = self.readings(text)
-        return sides_html(list(zip(SIDES, readings)), chosen=key if self._place(text, key) else "")
+        readings, said = self.readings(text), ""
+        if len(text) > _CHARACTERS:
+            said = f'<p class="hs hs-cut" role="status">{escape(characters_words(_CHARACTERS, len(text)))}</p>'
+        return said + sides_html(list(zip(SIDES, readings)), chosen=key if self._place(text, key) else "")
 
     def panel(self, text: str, key: str, *, search: bool = False) -> str:
         """The panel of a token.
@@ -73,9 +77,9 @@ class Answers:
         if token.local >= 0:
             plane = self.planes.find(token.token_id) if search else self.planes.known(token.token_id)
             if plane is None:
-                note = "Looking for contexts in the corpus …"
+                note = LOOKING
             elif not self.planes.has_corpus:
-                note = "Contexts come from a corpus, and none was given."
+                note = NO_CORPUS
         return token_panel(self.readers, readings, side, position, plane, note=note)
 
     def waits(self, text: str, key: str) -> bool:
@@ -129,7 +133,9 @@ def token_panel(
     said = []
     if len(readings) == 2 and token.local >= 0:
         other = readings[1 - side].tokens[position]
-        same = "the same sense" if other.sense_id == token.sense_id else f"sense {other.local + 1}"
+        same = "the same sense"
+        if other.sense_id != token.sense_id:
+            same = sense_words(other.local, other.num_senses, other.sense_id)
         said = [
             f"This is the {names[side]}'s choice",
             f"The {names[1 - side]} chooses {same}, {other.share:.0%} of the choice",

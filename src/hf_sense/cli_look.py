@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from hf_sense.cli_input import DATA_HELP, check_model, check_output, fail, load, teacher_of
+from hf_sense.legend import sense_words, times
 
 _Folder = Annotated[Path, typer.Argument(help="Folder of a dictionary, or of a sense model.")]
 _Corpus = Annotated[str | None, typer.Option(help="Texts to take contexts from: " + DATA_HELP)]
@@ -61,8 +62,9 @@ def inspect(
             max_length=dictionary.metadata.get("sampling", {}).get("max_length"),
         )
         found = {sense.sense_id: sense.contexts for sense in nearest}
-    for sense_id, count, spread in zip(senses.sense_ids, senses.counts.tolist(), senses.spread.tolist()):
-        print(f"  sense {sense_id}: {count} occurrences, spread {spread:.3g}")
+    for local, (sense_id, count) in enumerate(zip(senses.sense_ids, senses.counts.tolist())):
+        named = sense_words(local, len(senses.sense_ids), sense_id)
+        print(f"  {named}: {times(count)}, spread {float(senses.spread[local]):.3g}")
         for context in found.get(sense_id, []):
             print(f"    {context}")
 
@@ -99,7 +101,7 @@ def report(
         output,
         tokenizer=tokenizer,
         corpus=encoded,
-        tokens=chosen or most_ambiguous(dictionary, 6),
+        tokens=chosen or most_ambiguous(dictionary, 6, tokenizer),
         teacher=readers[0] if readers else None,
         student=readers[1] if len(readers) > 1 else None,
         texts=text or samples[:3],
@@ -132,8 +134,10 @@ def explore(
     from hf_sense.page import heading
     from hf_sense.plane import Planes
 
-    answers = Answers(readers, Planes(readers[0].dictionary, readers[0], encoded))
-    page, address = serve(answers, heading(readers), text or SAMPLE, host=host, port=port)
+    planes = Planes(readers[0].dictionary, readers[0], encoded)
+    page, address = serve(
+        Answers(readers, planes), heading(readers, planes.about), text or SAMPLE, host=host, port=port
+    )
     print(f"The page is at {address} (Ctrl-C stops it)", flush=True)
     try:
         page.block_thread()
@@ -195,7 +199,9 @@ def _is_sense_model(folder: Path) -> bool:
 
     kind = saved_config(folder).get("model_type")
     if kind == "folded_sense":
-        fail(f"{folder} is a folded sense model, which has no dictionary. Give the model that it was folded from.")
+        from hf_sense.reading import folded_words
+
+        fail(folded_words(str(folder)))
     return bool(kind == "sense")
 
 

@@ -12,7 +12,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from hf_sense.answers import Answers
-from hf_sense.page import script, style
+from hf_sense.legend import TEXTS
+from hf_sense.page import legend_html, script, style
 
 SAMPLE = "She sat on the bank of the river and counted the money that the bank had given her."
 # The browser asks no other machine, whatever a library's page may name.
@@ -81,8 +82,8 @@ def make_page(answers: Answers, heading: str, text: str = SAMPLE) -> Any:
         gr.HTML(heading, apply_default_css=False)
         field = gr.Textbox(text, label="Text", lines=2, max_lines=8, elem_id="hs-field", autofocus=True)
         gr.HTML(
-            '<p class="hs hs-note">Each token carries the number of its sense. A dashed edge: less than half of the choice. '
-            "Choose a token with the mouse, or with Tab, arrow keys and Enter.</p>",
+            f'<p class="hs hs-note">{TEXTS}</p>'
+            + legend_html(texts=True, two=len(answers.readers) > 1, corpus=answers.planes.has_corpus),
             apply_default_css=False,
         )
         shown = gr.HTML(answers.text(text), elem_id="hs-reading", apply_default_css=False)

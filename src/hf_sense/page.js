@@ -43,13 +43,13 @@
   }
 
   document.addEventListener("click", (event) => {
-    const button = event.target.closest && event.target.closest(".hs-token");
+    const button = event.target.closest && event.target.closest("button.hs-token");
     if (button) choose(button);
   });
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.altKey || event.metaKey || !event.target.closest) return;
-    const token = event.target.closest(".hs-token");
-    if (token) move(token, [...token.closest(".hs-text").querySelectorAll(".hs-token")], event);
+    const token = event.target.closest("button.hs-token");
+    if (token) move(token, [...token.closest(".hs-text").querySelectorAll("button.hs-token")], event);
     const mark = event.target.closest(".hs-mark");
     if (mark) move(mark, [...mark.closest("svg").querySelectorAll(".hs-mark")], event);
   });

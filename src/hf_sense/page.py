@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from hf_sense.pictures import apart
+from hf_sense.legend import NO_SENSES, cut_words, marks_for, sense_words, times
 from hf_sense.plane import TokenPlane
+from hf_sense.plane_picture import plane_html
 from hf_sense.reading import Reader, Reading, SenseView, TokenReading, agreement_of
 
 # Fill and edge of a sense by its number. Light fills stand under dark ink and the other way round.
@@ -29,10 +30,8 @@ DARK = {
     "fills": ("#17406f", "#6b3d00", "#1c5424", "#7a1f2e", "#4a2d80", "#0d4f56", "#504900", "#70205e", "#4e412b", "#3b4652"),
     "edges": ("#8ab8f0", "#f0b060", "#86cf86", "#f2919f", "#bfa0f0", "#6fd0d8", "#d8cc5a", "#ea8fd4", "#c4b08e", "#aab6c4"),
 }  # fmt: skip
-_WIDTH, _HEIGHT, _MARGIN = 480, 360, 34
-_BADGE = 21.0  # least distance of two numbers
 _SENSES = 8  # in a list before it is folded
-_HINT = "Point at a mark, or move to one with Tab and the arrow keys, to read its context."
+_UNREAD = 400  # characters that are shown of a text that was not read
 
 
 def style(dark: str) -> str:
@@ -83,7 +82,7 @@ def text_html(
         twin = other[1].tokens[position] if other else None
         label, mark = describe(token), ""
         if other and twin is not None and twin.sense_id != token.sense_id:
-            label += f"; differs: {other[0]} chooses sense {twin.local + 1}"
+            label += f"; differs: {other[0]} chooses {sense_words(twin.local, twin.num_senses, twin.sense_id)}"
             mark = f'<span class="hs-differs">≠{twin.local + 1}</span>'
         number = f"<sub>{token.local + 1}</sub>" if token.local >= 0 else ""
         parts.append(
@@ -91,8 +90,12 @@ def text_html(
             f'data-key="{escape(side)}-{position}-{token.token_id}" aria-pressed="{str(position == chosen).lower()}" '
             f'aria-label="{escape(label)}" title="{escape(label)}">{escape(token.text)}{number}{mark}</button>'
         )
-    cut = '<p class="hs-note">The text is longer than the model takes; it was cut here.</p>' if reading.cut else ""
-    return f'<div class="hs-side">{head}<div class="hs-text">{"".join(parts)}{escape(reading.tail)}</div>{cut}</div>'
+    cut, tail = "", escape(reading.tail)
+    if reading.left_out:
+        cut = f'<p class="hs-cut" role="status">{escape(cut_words(len(reading.tokens), reading.left_out))}</p>'
+        more = "…" if len(reading.tail) > _UNREAD else ""
+        tail = f'<span class="hs-unread">{escape(reading.tail[:_UNREAD])}{more}</span>'
+    return f'<div class="hs-side">{head}{cut}<div class="hs-text">{"".join(parts)}{tail}</div></div>'
 
 
 def sides_html(readings: Sequence[tuple[str, Reading]], prefix: str = "s", chosen: str = "") -> str:
@@ -147,7 +150,8 @@ def panel_html(
     items = []
     for view in views:
         away = "chosen" if view.local == token.local else f"distance {view.distance:.3g}"
-        facts = f"{view.share:.0%} of the choice · {_times(view.count)} · {away}"
+        sense_id = token.sense_id - token.local + view.local
+        facts = f"id {sense_id} · {view.share:.0%} of the choice · {times(view.count)} · {away}"
         items.append(_sense_item(view.local, facts, contexts, view.share))
     drawn = plane_html(plane, token.text, here) if plane is not None else ""
     listed = _listed(items, "farther") if items else ""
@@ -163,73 +167,17 @@ def token_html(plane: TokenPlane, name: str) -> str:
     contexts = {number: sense.contexts for number, sense in enumerate(plane.contexts)}
     total = max(1, sum(plane.counts))
     order = sorted(range(len(plane.counts)), key=lambda local: -plane.counts[local])
-    items = [
-        _sense_item(n, f"{_times(plane.counts[n])} · {plane.counts[n] / total:.0%}", contexts, plane.counts[n] / total)
-        for n in order
-    ]
+    items = []
+    for local in order:
+        share = plane.counts[local] / total
+        facts = (
+            f"id {plane.first + local} · {times(plane.counts[local])}, {share:.0%} · spread {plane.spread[local]:.3g}"
+        )
+        items.append(_sense_item(local, facts, contexts, share))
     return (
         f'<section class="hs hs-panel" aria-label="{escape(f"Senses of {name}")}"><h3>“{escape(name)}”</h3>'
         f'<div class="hs-columns">{plane_html(plane, name)}{_listed(items, "rarer")}</div>'
         "</section>"
-    )
-
-
-def plane_html(plane: TokenPlane, name: str, here: Sequence[tuple[str, np.ndarray]] = ()) -> str:
-    """A token's senses and occurrences on a plane; each says its context under the pointer or with the focus.
-
-    Args:
-        plane: from ``hf_sense.plane``.
-        name: the token.
-        here: names of models and where their vectors of the token lie, ``(2,)`` each.
-    """
-    points = [plane.senses, plane.dots, *(place[None] for _, place in here)]
-    to_picture = _scale(np.concatenate([part.reshape(-1, 2) for part in points]))
-    centres, dots = to_picture(plane.senses), to_picture(plane.dots)
-    places = [to_picture(place)[0] for _, place in here]
-    # Numbers keep away from each other and from the crosses.
-    numbers = apart(np.stack([*centres, *places]), _BADGE)[: len(centres)]
-    numbers = numbers.clip((12, 12), (_WIDTH - 12, _HEIGHT - 12))
-    drawn = [
-        f'<circle class="hs-dot hs-c{local % 10}" cx="{x:.1f}" cy="{y:.1f}" r="4" '
-        f'data-tip="{escape(f"Sense {local + 1}: {text}")}"/>'
-        for (x, y), local, text in zip(dots, plane.picked, plane.texts)
-    ]
-    most, marks = max(1, *plane.counts), []
-    for local in sorted(range(len(centres)), key=lambda local: -plane.counts[local]):
-        (x, y), (at, down) = centres[local], numbers[local]
-        near = plane.contexts[local].contexts[:1] if plane.contexts else []
-        tip = ". ".join([f"Sense {local + 1}: {_times(plane.counts[local])}", *(f"Nearest: {text}" for text in near)])
-        size = 9 + 5 * (plane.counts[local] / most) ** 0.5
-        drawn.append(
-            f'<g class="hs-base hs-c{local % 10}"><circle cx="{x:.1f}" cy="{y:.1f}" r="{size:.1f}"/>'
-            f'<line x1="{x:.1f}" y1="{y:.1f}" x2="{at:.1f}" y2="{down:.1f}"/></g>'
-        )
-        moved = abs(x - at) + abs(y - down) > 4
-        badge = f'<circle cx="{at:.1f}" cy="{down:.1f}" r="{9 if moved else size:.1f}"/>'
-        marks.append(
-            f'<g class="hs-mark hs-c{local % 10}" role="img" tabindex="{0 if local == 0 else -1}" '
-            f'aria-label="{escape(tip)}" data-tip="{escape(tip)}">'
-            f'{badge}<text x="{at:.1f}" y="{down:.1f}">{local + 1}</text></g>'
-        )
-    drawn += marks
-    boxes = [(x, y, 9.0, 1) for x, y in numbers] + [(x, y, 9.0, 3) for x, y in places]
-    for (label, _), (x, y) in zip(here, places):
-        cross = f"M{x - 7:.1f} {y - 7:.1f}l14 14m0 -14l-14 14"
-        at, down = _label_place(x, y, 4.0 * len(label), boxes)
-        boxes.append((at, down, 4.0 * len(label), 3))
-        drawn.append(
-            f'<g class="hs-here"><path d="{cross}"/><path d="{cross}"/>'
-            f'<text x="{at:.1f}" y="{down:.1f}">{escape(label)}</text></g>'
-        )
-    first, second = plane.variance
-    axes = (
-        f'<text class="hs-axis" x="{_WIDTH - 8}" y="{_HEIGHT - 8}" text-anchor="end">first direction, {first:.0%} of the '
-        f'variance →</text><text class="hs-axis" x="8" y="18">↑ second, {second:.0%}</text>'
-    )
-    return (
-        f'<figure><svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="group" '
-        f'aria-label="{escape(f"Senses of {name} on a plane")}">{axes}{"".join(drawn)}</svg>'
-        f'<p class="hs-tip" aria-live="polite">{_HINT}</p></figure>'
     )
 
 
@@ -245,17 +193,37 @@ def document(title: str, body: str) -> str:
     )
 
 
-def heading(readers: Sequence[Reader]) -> str:
-    """The page's title and what the dictionary holds.
+def heading(readers: Sequence[Reader], contexts: str = "") -> str:
+    """The page's title, what the dictionary holds, and what contexts come from.
 
     Args:
         readers: one model, or a teacher and a student.
+        contexts: a sentence, as ``Planes.about``.
     """
     figures = readers[0].dictionary.summary()
     names = " and ".join(PurePath(reader.name).name for reader in readers)
     return (
         f'<div class="hs"><h1>Senses of {escape(names)}</h1><p class="hs-note">{figures["num_senses"]:,} senses of '
-        f"{figures['tokens_with_senses']:,} tokens, from {figures['occurrences']:,} occurrences.</p></div>"
+        f"{figures['tokens_with_senses']:,} tokens, from {figures['occurrences']:,} occurrences. {escape(contexts)}</p></div>"
+    )
+
+
+def legend_html(*, texts: bool, two: bool, corpus: bool, shown: bool = False) -> str:
+    """What the marks mean, each beside a sample of it.
+
+    Args:
+        texts: whether the page has texts.
+        two: whether two models read them.
+        corpus: whether occurrences are drawn.
+        shown: unfolded at first.
+    """
+    rows = "".join(
+        f"<div><dt>{mark.sample}</dt><dd><b>{escape(mark.name)}</b>: {escape(mark.meaning)}</dd></div>"
+        for mark in marks_for(texts=texts, two=two, corpus=corpus)
+    )
+    return (
+        f'<details class="hs hs-legend"{" open" if shown else ""}><summary>What the marks mean</summary><dl>{rows}</dl>'
+        "</details>"
     )
 
 
@@ -272,10 +240,10 @@ def describe(token: TokenReading, named: bool = True) -> str:
     """A token in words: which sense, of how many, how surely, and how many occurrences stand behind it."""
     name = f"{token.text}: " if named else ""
     if token.local < 0:
-        return f"{name}no senses; the token did not occur in the dictionary's corpus"
+        return f"{name}{NO_SENSES[0].lower()}{NO_SENSES[1:].rstrip('.')}"
     return (
-        f"{name}sense {token.local + 1} of {token.num_senses}, {token.share:.0%} of the choice, "
-        f"{token.count:,} of {_times(token.occurrences)}"
+        f"{name}{sense_words(token.local, token.num_senses, token.sense_id)}, {token.share:.0%} of the choice, "
+        f"{token.count:,} of {times(token.occurrences)}"
     )
 
 
@@ -304,32 +272,3 @@ def _sense_item(local: int, facts: str, contexts: dict[int, list[str]], share: f
         f'</span><span class="hs-bar"><i style="width:{share:.1%}"></i></span>'
         f"{f'<ul class=hs-contexts>{listed}</ul>' if listed else ''}</div></li>"
     )
-
-
-def _times(count: int) -> str:
-    return f"{count:,} occurrence{'' if count == 1 else 's'}"
-
-
-def _label_place(
-    x: float, y: float, half: float, boxes: Sequence[tuple[float, float, float, int]]
-) -> tuple[float, float]:
-    """The middle of a label ``2 * half`` wide near ``(x, y)``, where it covers least of boxes: middle, half width, weight."""
-
-    def cost(place: tuple[float, float]) -> int:
-        at, down = place
-        covered = sum(
-            weight for left, top, width, weight in boxes if abs(at - left) < half + width and abs(down - top) < 16
-        )
-        return covered + 100 * (not (half < at < _WIDTH - half and 10 < down < _HEIGHT - 10))
-
-    sides = [(right, down) for down in (0, -1, 1) for right in (1, -1)] + [(0, -1), (0, 1)]
-    return min(((x + right * (12 + half), y + down * 18) for right, down in sides), key=cost)
-
-
-def _scale(points: np.ndarray) -> Any:
-    """Takes ``(n, 2)`` to places in the picture, with one scale for both directions."""
-    low, high = points.min(0), points.max(0)
-    room = np.array([_WIDTH, _HEIGHT]) - 2 * _MARGIN
-    factor = float((room / np.maximum(high - low, 1e-9)).min()) if (high - low).max() > 1e-9 else 0.0
-    middle, centre = (low + high) / 2, np.array([_WIDTH, _HEIGHT]) / 2
-    return lambda rows: centre + (rows.reshape(-1, 2) - middle) * factor * np.array([1, -1])

@@ -16,6 +16,7 @@ import torch
 from hf_sense.contexts import Encoder, Occurrences, SenseContexts, contexts_of, occurrences_of
 from hf_sense.corpus import EncodedCorpus
 from hf_sense.dictionary import SenseDictionary
+from hf_sense.legend import NO_CORPUS, corpus_words
 from hf_sense.pictures import main_plane
 
 _MOST_DOTS = 300
@@ -27,8 +28,10 @@ class TokenPlane:
 
     Attributes:
         token_id: the token.
+        first: its first sense's row in the dictionary; the others follow it.
         senses: float32 ``(senses, 2)``.
         counts: occurrences behind each sense when the dictionary was built.
+        spread: their mean squared distance to the sense.
         variance: the share of the variance that each direction explains.
         dots: float32 ``(occurrences, 2)``.
         picked: the sense that each occurrence picks, from 0 among the token's own.
@@ -38,8 +41,10 @@ class TokenPlane:
     """
 
     token_id: int
+    first: int
     senses: np.ndarray
     counts: list[int]
+    spread: list[float]
     variance: list[float]
     dots: np.ndarray
     picked: list[int]
@@ -73,8 +78,9 @@ def plane_of(
     cloud = cloud[torch.from_numpy(kept)]
     picked = dictionary.lookup(torch.full((len(cloud),), token_id), cloud) - senses.sense_ids.start
     return TokenPlane(
-        token_id, project(vectors).numpy(), senses.counts.tolist(), variance, project(cloud).numpy(), picked.tolist(),
-        [found.contexts[row] for row in kept] if found is not None else [], contexts, project,
+        token_id, senses.sense_ids.start, project(vectors).numpy(), senses.counts.tolist(), senses.spread.tolist(), variance,
+        project(cloud).numpy(), picked.tolist(), [found.contexts[row] for row in kept] if found is not None else [], contexts,
+        project,
     )  # fmt: skip
 
 
@@ -100,6 +106,11 @@ class Planes:
         per_sense: int = 3,
         kept: int = 256,
     ) -> None:
+        self.about = NO_CORPUS
+        if corpus is not None:
+            self.about = corpus_words(len(corpus.lengths), corpus.num_cut, int(corpus.lengths.max(initial=0)))
+            if max_texts < len(corpus.lengths):
+                self.about += f" At most {max_texts:,} of those that hold a token are read for it."
         self.has_corpus = corpus is not None
         self._dictionary, self._encoder, self._corpus = dictionary, encoder, corpus
         self._max_texts, self._per_sense, self._kept = max_texts, per_sense, kept

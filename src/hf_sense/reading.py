@@ -63,13 +63,13 @@ class Reading:
         tokens: in the order of the text; none if it is blank.
         hidden: float32 ``(tokens, dim)``, the model's contextual embeddings.
         tail: text after the last token.
-        cut: whether the text was longer than the model takes.
+        left_out: how many tokens were not read, because the model takes no more.
     """
 
     tokens: list[TokenReading]
     hidden: torch.Tensor
     tail: str = ""
-    cut: bool = False
+    left_out: int = 0
 
 
 @dataclass(frozen=True)
@@ -145,9 +145,11 @@ class Reader:
             dictionary: the one that the teacher reads with, to compare the two; the model's own if not given.
 
         Raises:
-            ValueError: if the model has the senses of another dictionary, or another tokenizer.
+            ValueError: if the model is folded, or has the senses of another dictionary, or another tokenizer.
         """
         config = model.config
+        if config.model_type == "folded_sense":
+            raise ValueError(folded_words(name))
         if dictionary is None:
             dictionary = model.to_dictionary()
         elif config.dictionary_fingerprint != dictionary.fingerprint:
@@ -221,8 +223,10 @@ class Reader:
                     float(shares[row]),
                 )
             )  # fmt: skip
-        cut = bool(encoded.encodings and encoded.encodings[0].overflowing)
-        return Reading(tokens, hidden, text[at:] if fast and not cut else "", cut)
+        left_out = 0
+        if len(ids) >= self.max_length:  # perhaps cut
+            left_out = len(self.tokenizer(text, verbose=False)["input_ids"]) - len(ids)
+        return Reading(tokens, hidden, text[at:] if fast else "", left_out)
 
     def senses_at(self, reading: Reading, position: int) -> list[SenseView]:
         """The senses of the token at a position: the chosen one, then the others, nearest to it first."""
@@ -262,6 +266,15 @@ class Reader:
         rows = self.dictionary.rows(own.sense_ids).float()
         index = RaggedIndex.of(compact, own.starts)
         return index, rows, sense_scores(hidden, index, rows, self.dictionary.metric)
+
+
+def folded_words(name: str) -> str:
+    """Why a folded model is not read, and what to do."""
+    return (
+        f"{name} is a folded model: folding leaves out how often each sense occurred and, of a classifier, the senses "
+        "themselves, which are what is looked at. Give the model that it was folded from, which chooses the same senses, or its "
+        "dictionary."
+    )
 
 
 def agreement_of(first: Reading, second: Reading) -> tuple[int, int]:

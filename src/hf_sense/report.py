@@ -18,6 +18,7 @@ from hf_sense.charts import draw_histogram, figure_class_for_files
 from hf_sense.contexts import Occurrences, SenseContexts, contexts_of, nearest_contexts, occurrences_of
 from hf_sense.corpus import EncodedCorpus
 from hf_sense.dictionary import SenseDictionary
+from hf_sense.legend import CONTEXTS, FIGURES, NO_CORPUS, NO_SENSES, SENSES, ambiguous_words, plane_words
 from hf_sense.pictures import draw_token
 from hf_sense.plane import TokenPlane, plane_of
 from hf_sense.reading import Reader
@@ -44,10 +45,7 @@ __all__ = [
 _AMBIGUOUS_FROM = 20
 _OCCURRENCES_A_SENSE = 5
 _ROWS_AT_ONCE = 2**16
-_AMBIGUOUS = (
-    f"Of those with at least {_AMBIGUOUS_FROM} occurrences, and {_OCCURRENCES_A_SENSE} a sense. Apart: the mean squared "
-    "distance of its senses, by their counts, to their common mean: what one vector a token would lose."
-)
+_LETTERS = 3  # shorter tokens are mostly beginnings of words, or abbreviations
 
 
 def coverage(dictionary: SenseDictionary, corpus_ids: torch.Tensor | np.ndarray) -> float:
@@ -138,25 +136,34 @@ def write_report(
     chosen = {_token_id(token, tokenizer): token for token in tokens}
     senses = {token_id: dictionary.senses_of(token_id) for token_id in chosen}
     readers = [] if teacher is None or not texts else [_reader(teacher, dictionary), *([student] if student else [])]
-    planes: dict[int, tuple[str, TokenPlane]] = {}
+    planes: dict[int, tuple[str, TokenPlane | None]] = {}
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
 
     draw_histogram(figure_class, dictionary.offsets, folder / "senses_per_token.png")
     summary: dict[str, Any] = dict(dictionary.summary())
     if corpus is not None:
+        summary["corpus_texts"] = len(corpus.lengths)
+        if corpus.num_cut:
+            summary[f"corpus_texts_cut_at_{int(corpus.lengths.max())}_tokens"] = corpus.num_cut
         summary["corpus_tokens"] = len(corpus.input_ids)
         summary["corpus_tokens_with_senses"] = f"{coverage(dictionary, corpus.input_ids):.2%}"
     parts = ["# Sense dictionary", _rows(["", ""], [[key.replace("_", " "), _number(v)] for key, v in summary.items()])]
+    parts.append(FIGURES)
     parts += ["## Senses a token", "![Histogram of senses a token](senses_per_token.png)"]
     ambiguous = _ambiguous_rows(dictionary, tokenizer, num_ambiguous)
+    about_ambiguous = ambiguous_words(_AMBIGUOUS_FROM, _OCCURRENCES_A_SENSE)
     if ambiguous:
         marked = [[_code(row[0]), *row[1:]] for row in ambiguous[1:]]
-        parts += ["## Most ambiguous tokens", _AMBIGUOUS, _rows(list(ambiguous[0]), marked)]
+        parts += ["## Most ambiguous tokens", about_ambiguous, _rows(list(ambiguous[0]), marked)]
+    occurrences = teacher is not None and corpus is not None
+    if senses:
+        parts += ["## Tokens", SENSES, plane_words(corpus=occurrences), CONTEXTS if occurrences else NO_CORPUS]
     for token_id, own in senses.items():
-        parts.append(f"## {_code(_name(token_id, tokenizer))}")
+        parts.append(f"### {_code(_name(token_id, tokenizer))}")
         if not len(own.sense_ids):
-            parts.append("No senses: the token did not occur in the dictionary's corpus.")
+            planes[token_id] = _name(token_id, tokenizer), None
+            parts.append(NO_SENSES)
             continue
         found = None
         if teacher is not None and corpus is not None:
@@ -175,20 +182,48 @@ def write_report(
             + ([_code(near[local].contexts[0]) if near[local].contexts else ""] if near else [])
             for local in range(len(own.sense_ids))
         ]
-        parts.append(_rows(["", "sense id", "occurrences", "spread"] + (["nearest context"] if near else []), cells))
+        parts.append(_rows(["sense", "id", "occurrences", "spread"] + (["nearest context"] if near else []), cells))
     figures = [(key.replace("_", " "), _number(value)) for key, value in summary.items()]
-    write_text(folder / "report.html", report_page(_title(dictionary), figures, ambiguous, planes, readers, texts))
+    page = report_page(_title(dictionary), figures, ambiguous, about_ambiguous, planes, readers, texts)
+    write_text(folder / "report.html", page)
     path = folder / "report.md"
     write_text(path, "\n\n".join(parts) + "\n")
     return path
 
 
-def most_ambiguous(dictionary: SenseDictionary, number: int) -> list[int]:
-    """The ids of the tokens whose senses lie farthest apart by ``ambiguity``, of those that occur often enough to tell."""
+def most_ambiguous(
+    dictionary: SenseDictionary, number: int, tokenizer: PreTrainedTokenizerBase | None = None
+) -> list[int]:
+    """The ids of the tokens whose senses lie farthest apart by ``ambiguity``, of those that occur often enough to tell.
+
+    Args:
+        dictionary: a sense dictionary.
+        number: at most so many.
+        tokenizer: with it special tokens are left out, and pieces of words, numbers, marks and words of one or two Latin
+            letters come after all whole words.
+    """
     occurrences = _occurrences(dictionary)
     enough = (_OCCURRENCES_A_SENSE * dictionary.offsets.diff()).clamp_min(_AMBIGUOUS_FROM)
     apart = ambiguity(dictionary) * (occurrences >= enough)
-    return [int(token) for token in apart.argsort(descending=True, stable=True)[:number] if float(apart[token]) > 0]
+    order = [int(token) for token in apart.argsort(descending=True, stable=True)[: int((apart > 0).sum())]]
+    if tokenizer is not None:
+        special = set(tokenizer.all_special_ids)
+        order = [token for token in order if token not in special]
+        whole = _whole_words(order, tokenizer)
+        order.sort(key=lambda token: token not in whole)
+    return order[:number]
+
+
+def _whole_words(token_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Those that the tokenizer makes of a word of letters after another word."""
+    words = [tokenizer.decode([token]).strip() for token in token_ids]
+    made = tokenizer([f"and {word}" for word in words], add_special_tokens=False)["input_ids"] if words else []
+    before = len(tokenizer("and", add_special_tokens=False)["input_ids"])
+    return {
+        token
+        for token, word, ids in zip(token_ids, words, made)
+        if ids[before:] == [token] and word.isalpha() and (len(word) >= _LETTERS or not word.isascii())
+    }
 
 
 def _title(dictionary: SenseDictionary) -> str:
@@ -210,7 +245,7 @@ def _ambiguous_rows(
     dictionary: SenseDictionary, tokenizer: PreTrainedTokenizerBase | None, number: int
 ) -> list[tuple[str, ...]]:
     """A table of the most ambiguous tokens, its header first; empty if there are none."""
-    order = most_ambiguous(dictionary, number)
+    order = most_ambiguous(dictionary, number, tokenizer)
     if not order:
         return []
     occurrences, apart = _occurrences(dictionary), ambiguity(dictionary)

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from hf_sense.answers import SIDES, token_panel
-from hf_sense.page import document, sides_html, summary_html, token_html
+from hf_sense.legend import CONTEXTS, FIGURES, NO_CORPUS, NO_SENSES, NOT_DRAWN, TEXTS
+from hf_sense.page import document, legend_html, sides_html, summary_html, token_html
 from hf_sense.plane import TokenPlane
 from hf_sense.reading import Reader
 
@@ -18,7 +19,8 @@ def report_page(
     title: str,
     figures: Sequence[tuple[str, str]],
     ambiguous: Sequence[tuple[str, ...]],
-    planes: Mapping[int, tuple[str, TokenPlane]],
+    said: str,
+    planes: Mapping[int, tuple[str, TokenPlane | None]],
     readers: Sequence[Reader] = (),
     texts: Sequence[str] = (),
 ) -> str:
@@ -28,30 +30,39 @@ def report_page(
         title: of the page.
         figures: names and values.
         ambiguous: rows of the table of ambiguous tokens, its header first; may be empty.
-        planes: by token id: name and plane of each token that is drawn.
+        said: what that table holds.
+        planes: by token id: name and plane of each token that is drawn; ``None`` for one without senses.
         readers: one model, or a teacher and a student, that read ``texts``; may be empty.
         texts: are coloured, if there are readers.
     """
-    parts = [summary_html(figures)]
+    drawn = [plane for _, plane in planes.values() if plane is not None]
+    contexts = any(plane.contexts for plane in drawn)
+    legend = legend_html(texts=bool(readers and texts), two=len(readers) > 1, corpus=contexts, shown=True)
+    parts = [summary_html(figures), _said(FIGURES), legend if drawn or readers else ""]
     if readers and texts:
-        parts.append(
-            "<h2>Texts</h2><p>Each token carries the number of its sense. A dashed edge: less than half of the choice. Choose a "
-            "token with the mouse, or with Tab, arrow keys and Enter.</p>"
-        )
+        parts.append(f"<h2>Texts</h2>{_said(TEXTS)}")
         parts += [_text_part(readers, text, number, planes) for number, text in enumerate(texts)]
     if planes:
-        parts.append("<h2>Tokens</h2>")
-        parts += [token_html(plane, name) for name, plane in planes.values()]
+        parts.append(f"<h2>Tokens</h2>{_said(CONTEXTS if contexts else NO_CORPUS)}")
+        for name, plane in planes.values():
+            nothing = f'<section class="hs-panel"><h3>“{escape(name)}”</h3>{_said(NO_SENSES)}</section>'
+            parts.append(nothing if plane is None else token_html(plane, name))
     if ambiguous:
         header = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in ambiguous[0])
         rows = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in ambiguous[1:])
         parts.append(
-            f'<h2>Most ambiguous tokens</h2><div class="hs-scroll"><table><tr>{header}</tr>{rows}</table></div>'
+            f'<h2>Most ambiguous tokens</h2>{_said(said)}<div class="hs-scroll"><table><tr>{header}</tr>{rows}</table></div>'
         )
     return document(title, "".join(parts))
 
 
-def _text_part(readers: Sequence[Reader], text: str, number: int, planes: Mapping[int, tuple[str, TokenPlane]]) -> str:
+def _said(words: str) -> str:
+    return f"<p>{escape(words)}</p>"
+
+
+def _text_part(
+    readers: Sequence[Reader], text: str, number: int, planes: Mapping[int, tuple[str, TokenPlane | None]]
+) -> str:
     """One text and the panels of all of its tokens, hidden until they are chosen."""
     readings = [reader.read(text) for reader in readers]
     prefix = f"t{number}s"
@@ -60,5 +71,6 @@ def _text_part(readers: Sequence[Reader], text: str, number: int, planes: Mappin
         for position, token in enumerate(reading.tokens):
             plane = planes[token.token_id][1] if token.token_id in planes else None
             key = f"{prefix}{side}-{position}-{token.token_id}"
-            shown.append(token_panel(readers, readings, side, position, plane, key=key))
+            note = NOT_DRAWN if planes and token.local >= 0 and plane is None else ""
+            shown.append(token_panel(readers, readings, side, position, plane, key=key, note=note))
     return "".join(shown)
