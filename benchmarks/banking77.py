@@ -102,10 +102,20 @@ def measure_student(bench: Benchmark, name: str, model: SenseModel, teacher: Tea
 
 
 def train(
-    bench: Benchmark, teacher: Teacher, dictionary: SenseDictionary, losses: dict[str, Any], steps: int, seed: int
+    bench: Benchmark,
+    teacher: Teacher,
+    dictionary: SenseDictionary,
+    losses: dict[str, Any],
+    steps: int,
+    seed: int,
+    layers: int = LAYERS,
+    targets: Path | None = None,
 ) -> SenseModel:
-    """A student of the teacher's first layers, trained on the training texts without their labels."""
-    model = SenseModel.from_teacher(teacher, dictionary, num_hidden_layers=LAYERS)
+    """A student of the teacher's first layers, trained on the training texts without their labels.
+
+    ``targets`` is where the teacher's choices are kept for the next student; they are thrown away if it is not given.
+    """
+    model = SenseModel.from_teacher(teacher, dictionary, num_hidden_layers=layers)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -126,7 +136,7 @@ def train(
             report_to=[],
             seed=seed,
             disable_tqdm=bench.quiet,
-            target_cache_dir=str(Path(folder) / "targets"),
+            target_cache_dir=str(targets or Path(folder) / "targets"),
             **losses,
         )
         dataset = Dataset.from_dict({"text": bench.texts["train"]})

@@ -1,0 +1,41 @@
+"""The benchmark of serving runs to its end on tiny data, and what it measures is of the right kind."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("sklearn")
+BENCHMARK = Path(__file__).parent.parent / "benchmarks/serving.py"
+
+
+def test_serving_runs_to_its_end(tmp_path, tiny_teacher_folder, texts):
+    """The benchmark has rotted, a way has lost its columns, or one that should run says that it does not."""
+    rows = [{"text": text, "label": "water" if "river" in text or "rain" in text else "dry"} for text in texts]
+    for split in ("train", "test"):
+        lines = "\n".join(json.dumps(row) for row in rows)
+        (tmp_path / f"{split}.jsonl").write_text(lines + "\n", encoding="utf-8")
+    command = [sys.executable, str(BENCHMARK), "--data", str(tmp_path), "--teacher", str(tiny_teacher_folder)]
+    command += ["--steps", "2", "--rounds", "2", "--layers", "1", "--threads", "1", "--no-compile"]
+    command += ["--output", str(tmp_path / "out.json"), "--plot", str(tmp_path / "out.svg")]
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = {row["name"]: row for row in json.loads((tmp_path / "out.json").read_text())["rows"]}
+    assert len([line for line in done.stdout.splitlines() if line.startswith("| ")]) == len(found) + 2
+    for name in ("teacher", "teacher with senses", "1 layer, senses", "TF-IDF, logistic regression"):
+        assert found[name]["failure"] is None
+        assert 0 < found[name]["few_shot"] <= 1
+    for row in found.values():
+        if row["failure"] is None:
+            assert 0.5 < row["accuracy"] <= 1
+            assert row["batch_ratio"]["low"] <= row["batch_ratio"]["median"] <= row["batch_ratio"]["high"]
+            assert row["megabytes"] > 0
+            assert row["mib_in_all"] > row["mib_added"]
+    assert found["teacher"]["batch_ratio"]["median"] == 1
+    assert (tmp_path / "out.svg").read_text(encoding="utf-8").count("<svg") == 1
