@@ -133,9 +133,7 @@ class Serving:
             except ImportError as error:
                 raise ImportError("model2vec is not installed: pip install model2vec[distill]") from error
             fresh = load_teacher(teacher.name)  # its embeddings are cut to the tokenizer's size in place
-            static = distill_from_model(
-                fresh.model, fresh.tokenizer, device="cpu", pca_dims=min(PCA_DIMS, teacher.dim)
-            )
+            static = distill_from_model(fresh.model, fresh.tokenizer, device="cpu", pca_dims=min(PCA_DIMS, teacher.dim))
             vectors = {split: static.encode(texts, max_length=MAX_LENGTH) for split, texts in self.texts.items()}
             weight, bias = self.head(vectors["train"])
             static.save_pretrained(folder)
@@ -189,9 +187,7 @@ class Serving:
         for way in running.values():
             print(f"memory: {way.name}", file=sys.stderr, flush=True)
             command = [sys.executable, Path(__file__).with_name("served.py"), way.kind, way.folder, path]
-            runs = [
-                json.loads(_output([*command, str(self.options.threads)])) for _ in range(self.options.memory_runs)
-            ]
+            runs = [json.loads(_output([*command, str(self.options.threads)])) for _ in range(self.options.memory_runs)]
             for figure in ("added", "in_all"):
                 way.figures[f"mib_{figure}"] = statistics.median(run[figure] for run in runs)
 
@@ -250,9 +246,7 @@ def save_all(serving: Serving, options: argparse.Namespace) -> None:
     )
     fields: dict[str, Any] = {"pooling": "frequency", "num_labels": len(serving.names)}
     make = SenseModelForSequenceClassification.from_teacher
-    plain = make(
-        teacher, without_senses(dictionary), selection="none", pooling="mean", num_labels=len(serving.names)
-    )
+    plain = make(teacher, without_senses(dictionary), selection="none", pooling="mean", num_labels=len(serving.names))
     serving.add_model(TEACHER, plain, teacher)
     serving.add_model("teacher with senses", make(teacher, dictionary, **fields), teacher)
     for layers in options.layers:
@@ -290,9 +284,7 @@ def main() -> None:
         save_all(serving, options)
         serving.measure()
     serving.show()
-    rows = [
-        {"name": way.name, "few_shot": way.few_shot, "failure": way.failure, **way.figures} for way in serving.ways
-    ]
+    rows = [{"name": way.name, "few_shot": way.few_shot, "failure": way.failure, **way.figures} for way in serving.ways]
     save(options.output, {"steps": options.steps, "rounds": options.rounds, "rows": rows})
     if options.plot:
         from speed_plot import draw
