@@ -273,6 +273,9 @@ def test_the_report_is_the_same_page_without_a_server(look, readers, corpus, tea
     assert "[bank]" in panel.locator(".hs-tip").inner_text()
     page.locator('.hs-token[data-key^="t1s1-2-"]').click()
     assert page.locator(".hs-panel[data-of]:visible h3").inner_text() == "“river”"
+    assert (
+        "--token" in page.locator(".hs-panel[data-of]:visible .hs-note").inner_text()
+    )  # the report draws the bank alone
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(21, 23, 28)"
 
 

@@ -128,7 +128,7 @@ NO_CORPUS = "Contexts come from a corpus, and none was given."
 NO_READER = "Contexts come from a corpus that a model reads, and no model was given."
 NO_SENSES = "No senses; the token did not occur in the dictionary's corpus."
 LOOKING = "Looking for contexts in the corpus …"
-NOT_DRAWN = "The report has planes and contexts of the tokens below its texts only."
+NOT_DRAWN = "Only the tokens under the heading “Tokens” have a plane and contexts here; --token, or tokens in Python, names more."
 # Under a plane, until a mark is pointed at.
 HINT = "Point at a mark, or move to one with Tab and the arrow keys, to read its context."
 HINT_ALONE = "Point at a mark, or move to one with Tab and the arrow keys, to read how often the sense occurred."
