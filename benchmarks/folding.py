@@ -10,14 +10,13 @@ on the stories. Before and after run by turns in one process; medians are printe
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from costs import Given
-from measure import by_turns, shown
+from measure import by_turns, save, shown
 from transformers import BertConfig, BertModel
 
 from hf_sense import SenseModelForSequenceClassification, build_dictionary, load_teacher
@@ -107,8 +106,7 @@ def main() -> None:
     # The last one, without its classifier: senses keep their width, keys come beside them.
     name = "narrow, without the classifier"
     results[name] = compare(name, model.model, teacher.tokenizer, tests, args.max_length, args.rounds)
-    if args.output:
-        args.output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    save(args.output, results)
 
 
 if __name__ == "__main__":

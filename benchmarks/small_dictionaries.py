@@ -11,7 +11,6 @@ test tokens that have two senses or more. It tunes nothing.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 from pathlib import Path
@@ -20,7 +19,7 @@ import torch
 
 # The folder of this script is on the path: its neighbours' readers and clocks serve here too.
 from banking77 import MAX_LENGTH, default_teacher, read_rows
-from measure import by_turns
+from measure import by_turns, save
 
 from hf_sense import SenseModel, build_dictionary, load_teacher
 from hf_sense.corpus import encode_corpus
@@ -121,11 +120,8 @@ def main() -> None:
     print("| | " + " | ".join(keys) + " |\n| --- |" + " --- |" * len(keys))
     for name, values in figures.items():
         print(f"| {name} | " + " | ".join(f"{values[key]:.2f}" if key in values else "" for key in keys) + " |")
-    if options.output:
-        options.output.write_text(
-            json.dumps({"figures": figures, "seconds": {" ".join(way): own for way, own in seconds.items()}}, indent=2)
-            + "\n"
-        )
+    named = {" ".join(way): own for way, own in seconds.items()}
+    save(options.output, {"figures": figures, "seconds": named})
 
 
 if __name__ == "__main__":

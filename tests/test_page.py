@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -216,6 +217,13 @@ def test_the_legend_has_every_mark():
     assert {name for mark in MARKS for name in re.findall(r"[Dd]ashed|[Dd]otted", mark.name)} == {"dashed", "dotted"}
     for rule in ("hs-unsure { border-style: dashed", "hs-none { border-style: dotted"):
         assert rule in style(".dark")
+
+
+def test_the_docs_explain_the_same_marks():
+    """A mark is added or reworded, and docs/explore.md goes on explaining the old ones."""
+    page = (Path(__file__).parent.parent / "docs" / "explore.md").read_text(encoding="utf-8")
+    rows = "\n".join(f"| {mark.name} | {mark.meaning} |" for mark in MARKS)
+    assert f"| mark | meaning |\n| --- | --- |\n{rows}\n\n" in page
 
 
 def test_a_legend_names_only_what_can_be_there():

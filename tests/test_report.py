@@ -10,7 +10,17 @@ from transformers import PreTrainedTokenizerFast
 
 from hf_sense.corpus import encode_corpus
 from hf_sense.dictionary import SenseDictionary
-from hf_sense.legend import CONTEXTS, FIGURES, HINT, NO_CORPUS, NO_SENSES, SENSES, ambiguous_words, plane_words
+from hf_sense.legend import (
+    CONTEXTS,
+    FIGURES,
+    HINT,
+    NO_CORPUS,
+    NO_READER,
+    NO_SENSES,
+    SENSES,
+    ambiguous_words,
+    plane_words,
+)
 from hf_sense.pictures import apart
 from hf_sense.report import (
     _whole_words,
@@ -137,7 +147,7 @@ def test_both_reports_say_the_same(dictionary, teacher, texts, token, tmp_path):
         i for i in range(len(teacher.tokenizer)) if int(dictionary.offsets[i + 1]) == int(dictionary.offsets[i])
     )
     cut = encode_corpus(texts, teacher.tokenizer, 8, disable_tqdm=True)
-    for name, options in (("with", {"corpus": cut, "teacher": teacher}), ("without", {})):
+    for name, options in (("with", {"corpus": cut, "teacher": teacher, "max_texts": 7}), ("without", {})):
         path = write_report(dictionary, tmp_path / name, tokenizer=teacher.tokenizer, tokens=[token, unread], **options)
         pages = [path.read_text(encoding="utf-8"), html.unescape(path.with_suffix(".html").read_text(encoding="utf-8"))]
         for page in pages:
@@ -149,12 +159,26 @@ def test_both_reports_say_the_same(dictionary, teacher, texts, token, tmp_path):
                 *plane_words(corpus=False).split(": ")[1::2],
             ):
                 assert words.partition(".")[0] in page, words
+            assert (f"{CONTEXTS} Contexts come from 60 texts, of which {cut.num_cut} were longer than 8" in page) is (
+                name == "with"
+            )
+            assert ("At most 7 of those that hold a token are read for it." in page) is (name == "with")
             assert (CONTEXTS in page, NO_CORPUS in page) == (name == "with", name == "without")
             assert (HINT in page) is (name == "with" and page is pages[1])
             assert ("corpus texts cut at 8 tokens" in page) is (name == "with")
+            assert NO_READER not in page
         first = dictionary.senses_of(token).sense_ids.start
         assert f"| 2 | {first + 1} | 30 |" in pages[0]
         assert f'hs-chip">2</span><div><span class="hs-facts">id {first + 1} · 30 occurrences' in pages[1]
+
+
+def test_a_corpus_that_nobody_reads_is_said(dictionary, corpus, token, tmp_path):
+    """Who gave a corpus without a model reads that there was no corpus."""
+    path = write_report(dictionary, tmp_path, corpus=corpus, tokens=[token])
+    for page in (path, path.with_suffix(".html")):
+        text = page.read_text(encoding="utf-8")
+        assert NO_READER in text
+        assert NO_CORPUS not in text
 
 
 def test_whole_words_come_first_and_special_tokens_not_at_all(teacher, dictionary):

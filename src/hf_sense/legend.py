@@ -125,9 +125,10 @@ FIGURES = (
 )
 CONTEXTS = "The contexts of a sense are the occurrences in the corpus that lie nearest to it, of those that pick it."
 NO_CORPUS = "Contexts come from a corpus, and none was given."
+NO_READER = "Contexts come from a corpus that a model reads, and no model was given."
 NO_SENSES = "No senses; the token did not occur in the dictionary's corpus."
 LOOKING = "Looking for contexts in the corpus …"
-NOT_DRAWN = "The report has planes and contexts of the tokens below its texts only."
+NOT_DRAWN = "Only the tokens under the heading “Tokens” have a plane and contexts here; --token, or tokens in Python, names more."
 # Under a plane, until a mark is pointed at.
 HINT = "Point at a mark, or move to one with Tab and the arrow keys, to read its context."
 HINT_ALONE = "Point at a mark, or move to one with Tab and the arrow keys, to read how often the sense occurred."
@@ -165,12 +166,20 @@ def characters_words(taken: int, characters: int) -> str:
     return f"The text has {characters:,} characters, and the page takes the first {taken:,}."
 
 
-def corpus_words(texts: int, cut: int, longest: int) -> str:
-    """What contexts come from: how many texts, and how many of them were cut at how many tokens."""
+def corpus_words(texts: int, cut: int, longest: int, most: int) -> str:
+    """What contexts come from.
+
+    Args:
+        texts: in the corpus.
+        cut: how many of them were longer.
+        longest: than so many tokens.
+        most: so many of the texts that hold a token are read for it.
+    """
     said = f"Contexts come from {texts:,} text{'' if texts == 1 else 's'}"
     if cut:
         said += f", of which {cut:,} {'was' if cut == 1 else 'were'} longer than {longest:,} tokens and cut there"
-    return said + "."
+    more = f" At most {most:,} of those that hold a token are read for it." if most < texts else ""
+    return f"{said}.{more}"
 
 
 def ambiguous_words(occurrences: int, a_sense: int) -> str:

@@ -108,9 +108,8 @@ class Planes:
     ) -> None:
         self.about = NO_CORPUS
         if corpus is not None:
-            self.about = corpus_words(len(corpus.lengths), corpus.num_cut, int(corpus.lengths.max(initial=0)))
-            if max_texts < len(corpus.lengths):
-                self.about += f" At most {max_texts:,} of those that hold a token are read for it."
+            longest = int(corpus.lengths.max(initial=0))
+            self.about = corpus_words(len(corpus.lengths), corpus.num_cut, longest, max_texts)
         self.has_corpus = corpus is not None
         self._dictionary, self._encoder, self._corpus = dictionary, encoder, corpus
         self._max_texts, self._per_sense, self._kept = max_texts, per_sense, kept

@@ -18,7 +18,17 @@ from hf_sense.charts import draw_histogram, figure_class_for_files
 from hf_sense.contexts import Occurrences, SenseContexts, contexts_of, nearest_contexts, occurrences_of
 from hf_sense.corpus import EncodedCorpus
 from hf_sense.dictionary import SenseDictionary
-from hf_sense.legend import CONTEXTS, FIGURES, NO_CORPUS, NO_SENSES, SENSES, ambiguous_words, plane_words
+from hf_sense.legend import (
+    CONTEXTS,
+    FIGURES,
+    NO_CORPUS,
+    NO_READER,
+    NO_SENSES,
+    SENSES,
+    ambiguous_words,
+    corpus_words,
+    plane_words,
+)
 from hf_sense.pictures import draw_token
 from hf_sense.plane import TokenPlane, plane_of
 from hf_sense.reading import Reader
@@ -156,9 +166,13 @@ def write_report(
     if ambiguous:
         marked = [[_code(row[0]), *row[1:]] for row in ambiguous[1:]]
         parts += ["## Most ambiguous tokens", about_ambiguous, _rows(list(ambiguous[0]), marked)]
-    occurrences = teacher is not None and corpus is not None
+    about_contexts, occurrences = NO_CORPUS if corpus is None else NO_READER, False
+    if teacher is not None and corpus is not None:
+        longest = int(corpus.lengths.max(initial=0))
+        occurrences = True
+        about_contexts = f"{CONTEXTS} {corpus_words(len(corpus.lengths), corpus.num_cut, longest, max_texts)}"
     if senses:
-        parts += ["## Tokens", SENSES, plane_words(corpus=occurrences), CONTEXTS if occurrences else NO_CORPUS]
+        parts += ["## Tokens", SENSES, plane_words(corpus=occurrences), about_contexts]
     for token_id, own in senses.items():
         parts.append(f"### {_code(_name(token_id, tokenizer))}")
         if not len(own.sense_ids):
@@ -184,7 +198,7 @@ def write_report(
         ]
         parts.append(_rows(["sense", "id", "occurrences", "spread"] + (["nearest context"] if near else []), cells))
     figures = [(key.replace("_", " "), _number(value)) for key, value in summary.items()]
-    page = report_page(_title(dictionary), figures, ambiguous, about_ambiguous, planes, readers, texts)
+    page = report_page(_title(dictionary), figures, ambiguous, about_ambiguous, planes, about_contexts, readers, texts)
     write_text(folder / "report.html", page)
     path = folder / "report.md"
     write_text(path, "\n\n".join(parts) + "\n")

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from hf_sense.answers import SIDES, token_panel
-from hf_sense.legend import CONTEXTS, FIGURES, NO_CORPUS, NO_SENSES, NOT_DRAWN, TEXTS
+from hf_sense.legend import FIGURES, NO_SENSES, NOT_DRAWN, TEXTS
 from hf_sense.page import document, legend_html, sides_html, summary_html, token_html
 from hf_sense.plane import TokenPlane
 from hf_sense.reading import Reader
@@ -19,8 +19,9 @@ def report_page(
     title: str,
     figures: Sequence[tuple[str, str]],
     ambiguous: Sequence[tuple[str, ...]],
-    said: str,
+    about_ambiguous: str,
     planes: Mapping[int, tuple[str, TokenPlane | None]],
+    about_contexts: str,
     readers: Sequence[Reader] = (),
     texts: Sequence[str] = (),
 ) -> str:
@@ -30,8 +31,9 @@ def report_page(
         title: of the page.
         figures: names and values.
         ambiguous: rows of the table of ambiguous tokens, its header first; may be empty.
-        said: what that table holds.
+        about_ambiguous: what that table holds.
         planes: by token id: name and plane of each token that is drawn; ``None`` for one without senses.
+        about_contexts: what their contexts come from, or that there are none.
         readers: one model, or a teacher and a student, that read ``texts``; may be empty.
         texts: are coloured, if there are readers.
     """
@@ -43,16 +45,15 @@ def report_page(
         parts.append(f"<h2>Texts</h2>{_said(TEXTS)}")
         parts += [_text_part(readers, text, number, planes) for number, text in enumerate(texts)]
     if planes:
-        parts.append(f"<h2>Tokens</h2>{_said(CONTEXTS if contexts else NO_CORPUS)}")
+        parts.append(f"<h2>Tokens</h2>{_said(about_contexts)}")
         for name, plane in planes.values():
             nothing = f'<section class="hs-panel"><h3>“{escape(name)}”</h3>{_said(NO_SENSES)}</section>'
             parts.append(nothing if plane is None else token_html(plane, name))
     if ambiguous:
         header = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in ambiguous[0])
         rows = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in ambiguous[1:])
-        parts.append(
-            f'<h2>Most ambiguous tokens</h2>{_said(said)}<div class="hs-scroll"><table><tr>{header}</tr>{rows}</table></div>'
-        )
+        parts.append(f"<h2>Most ambiguous tokens</h2>{_said(about_ambiguous)}")
+        parts.append(f'<div class="hs-scroll"><table><tr>{header}</tr>{rows}</table></div>')
     return document(title, "".join(parts))
 
 
