@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DATA ?= ../shared/data
 
-.PHONY: demo test lint bench bench-decoders docs clean
+.PHONY: demo test lint bench bench-accuracy bench-decoders docs clean
 
 # torch goes first and by its pinned version: the resolver then leaves it alone.
 .venv/ready: pyproject.toml constraints.txt
@@ -25,14 +25,16 @@ test: lint
 	-$(BIN)/python examples/real_data.py
 	$(BIN)/python -m pytest
 
+# Speed, in less than 20 minutes: writes benchmarks/results.json and docs/performance.md.
 bench: .venv/ready
+	$(BIN)/python benchmarks/performance.py --data $(DATA)
+
+# The other tables of docs/results.md.
+bench-accuracy: .venv/ready
 	$(BIN)/python benchmarks/banking77.py --data $(DATA)/banking77
 	$(BIN)/python benchmarks/word_senses.py --data $(DATA)/coarsewsd20
 	$(BIN)/python benchmarks/costs.py
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/small_dictionaries.py --data $(DATA)/banking77
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/small_dictionaries.py --data $(DATA)/tweeteval_emotion --probe
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fine_tuning.py --data $(DATA)/sst2
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/folding.py --rounds 21
 
 # A small decoder is fetched, adapted both ways on texts without labels (resumes), and measured: about an hour.
 ADAPT = $(BIN)/hf-sense adapt --base "$$base" --dataset $(DATA)/banking77/train.jsonl --max-length 64 --bf16 true

@@ -158,15 +158,16 @@ class Serving:
 
         self.add("TF-IDF, logistic regression", "tfidf", write)
 
-    def measure(self) -> None:
+    def measure(self, threads: int) -> None:
         """Opens every way, asks it all test texts, then times all of them by turns and looks at memory."""
+        torch.set_num_threads(threads)
         test = self.texts["test"]
         for way in self.ways:
             if way.failure:
                 continue
             print(f"asking: {way.name}", file=sys.stderr, flush=True)
             try:
-                way.answer = open_saved(way.kind, way.folder, self.options.threads)
+                way.answer = open_saved(way.kind, way.folder, threads)
                 said = np.concatenate([way.answer(test[begin : begin + BATCH]) for begin in range(0, len(test), BATCH)])
             except (ImportError, RuntimeError) as error:
                 way.failure = _reason(error)
@@ -187,11 +188,11 @@ class Serving:
         for way in running.values():
             print(f"memory: {way.name}", file=sys.stderr, flush=True)
             command = [sys.executable, Path(__file__).with_name("served.py"), way.kind, way.folder, path]
-            runs = [json.loads(_output([*command, str(self.options.threads)])) for _ in range(self.options.memory_runs)]
+            runs = [json.loads(_output([*command, str(threads)])) for _ in range(self.options.memory_runs)]
             for figure in ("added", "in_all"):
                 way.figures[f"mib_{figure}"] = statistics.median(run[figure] for run in runs)
 
-    def show(self) -> None:
+    def show(self, threads: int) -> None:
         """Prints the table, in markdown."""
         header = ["", "all labels %", "8 a class %", "texts/s singly", "texts/s by 64", "singly, over the teacher"]
         header += ["by 64, over the teacher", "MB on disk", "MiB added", "MiB in all"]
@@ -211,7 +212,7 @@ class Serving:
         options = self.options
         print(
             f"\n{len(self.texts['train']):,} training and {len(self.texts['test']):,} test texts of {len(self.names)} "
-            f"classes, cut at {MAX_LENGTH} tokens; students distilled in {options.steps} steps of 32 texts; {options.threads} "
+            f"classes, cut at {MAX_LENGTH} tokens; students distilled in {options.steps} steps of 32 texts; {threads} "
             f"threads; medians of {options.rounds} rounds by turns, with the lowest and the highest ratio."
         )
 
@@ -269,7 +270,7 @@ def main() -> None:
     parser.add_argument("--teacher", help="folder or Hub id of an encoder; all-MiniLM-L6-v2 if not given")
     parser.add_argument("--steps", type=int, default=300, help="training steps of 32 texts of each student")
     parser.add_argument("--layers", type=int, nargs="+", default=[2, 1], help="of the students")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of PyTorch and the runtimes")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="of PyTorch and the runtimes")
     parser.add_argument("--rounds", type=int, default=7, help="by turns, after one that does not count")
     parser.add_argument("--memory-runs", type=int, default=1, help="processes a way whose peak's median counts")
     parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile")
@@ -278,14 +279,20 @@ def main() -> None:
     options = parser.parse_args()
     if options.rounds < 1 or options.memory_runs < 1:
         parser.error("--rounds and --memory-runs should be at least 1.")
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(max(options.threads))
+    by_threads: dict[str, list[dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         serving = Serving(options, Path(folder))
         save_all(serving, options)
-        serving.measure()
-    serving.show()
-    rows = [{"name": way.name, "few_shot": way.few_shot, "failure": way.failure, **way.figures} for way in serving.ways]
-    save(options.output, {"steps": options.steps, "rounds": options.rounds, "rows": rows})
+        for threads in options.threads:
+            serving.measure(threads)
+            serving.show(threads)
+            rows = [
+                {"name": way.name, "few_shot": way.few_shot, "failure": way.failure, **way.figures}
+                for way in serving.ways
+            ]
+            by_threads[str(threads)] = rows
+    save(options.output, {"steps": options.steps, "rounds": options.rounds, "threads": by_threads})
     if options.plot:
         from speed_plot import draw
 

@@ -11,7 +11,8 @@ from hf_sense.charts import figure_class_for_files
 _INK = "#808080"
 _COLOURS = {"senses": "#4477aa", "teacher": "#cc6677", "other": "#aa7733"}
 # Where a label may stand beside its point, in points: right, left, above, below, and farther off.
-_PLACES = [(x * far, y * far) for far in (1, 2, 3.5, 5) for x, y in ((9, 0), (-9, 0), (0, 9), (0, -9), (8, 8), (8, -8), (-8, 8), (-8, -8))]  # fmt: skip
+_AROUND = ((9, 0), (-9, 0), (0, 9), (0, -9), (8, 8), (8, -8), (-8, 8), (-8, -8))
+_PLACES = [(x * far, y * far) for far in (1, 2, 3.5, 5) for x, y in _AROUND]
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:

@@ -26,7 +26,7 @@ def test_serving_runs_to_its_end(tmp_path, tiny_teacher_folder, texts):
     environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    found = {row["name"]: row for row in json.loads((tmp_path / "out.json").read_text())["rows"]}
+    found = {row["name"]: row for row in json.loads((tmp_path / "out.json").read_text())["threads"]["1"]}
     assert len([line for line in done.stdout.splitlines() if line.startswith("| ")]) == len(found) + 2
     for name in ("teacher", "teacher with senses", "1 layer, senses", "TF-IDF, logistic regression"):
         assert found[name]["failure"] is None
