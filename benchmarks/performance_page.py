@@ -1,4 +1,4 @@
-"""The page ``docs/performance.md`` from the figures of ``benchmarks/performance.py``. Its words stand here, its numbers do not."""
+"""The page ``docs/performance.md`` from the figures of ``benchmarks/performance.py``: words stand here, numbers do not."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ better than times do. `make bench` runs everything below, took {minutes:.0f} min
 KERNELS = """## Choosing a sense, and the loss
 
 Which kernels run is decided in one place, `hf_sense.fused`, by what was measured here. On a CPU with Numba installed
-(`pip install "hf-sense[fast]"`) kernels compiled for the machine go through a batch in the order of its tokens: all occurrences of
-a token meet its senses while these are in the cache, so that each row comes from memory once, as it is kept: float32, bfloat16,
-float16 or int8. Two occurrences by two senses are multiplied at a time. Where Numba is not, on other devices, and where senses are
-trained, PyTorch's sparse products run: they read a row once for each occurrence.
+(`pip install "hf-sense[fast]"`) kernels compiled for the machine go through a batch in the order of its tokens: all
+occurrences of a token meet its senses while these are in the cache, so that each row comes from memory once, as it is kept:
+float32, bfloat16, float16 or int8. Two occurrences by two senses are multiplied at a time. Where Numba is not, on other devices,
+and where senses are trained, PyTorch's sparse products run: they read a row once for each occurrence.
 
 *The loop* is what one would write first: for each token a matrix product, an arg max and a copy; for the loss a cross-entropy.
 *Reading once* is a sum over the batch's distinct sense rows laid side by side, which a choice has to read: the limit.
 
-What is not reached stands in the table above. At width 4,096 the loop itself is bound by memory, and so is everything else: a batch's
-senses fill the cache five times over.
+What is not reached stands in the table above. At width 4,096 the loop itself is bound by memory, and so is everything else: a
+batch's senses fill the cache five times over.
 """
 
 TARGETS = """## Targets
@@ -69,9 +69,10 @@ Batches of tokens of like size run one a thread; the dictionary has the same byt
 
 PROFILES = """## What dominates
 
-The backbone's matrix products, in every stage but clustering: choosing senses is a few percent of a forward pass of two layers, and
-its loss less of a step. Tokenizing is the largest part of what is not PyTorch. Counts that no machine changes (kernels launched,
-bytes of new tensors, Python functions entered) are held by `tests/test_guard.py`, so that a slow way cannot come back unseen.
+The backbone's matrix products, in every stage but clustering: choosing senses is a few percent of a forward pass of two layers,
+and its loss less of a step. Tokenizing is the largest part of what is not PyTorch. Counts that no machine changes (kernels
+launched, bytes of new tensors, Python functions entered) are held by `tests/test_guard.py`, so that a slow way cannot come back
+unseen.
 """
 
 
