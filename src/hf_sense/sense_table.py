@@ -109,6 +109,24 @@ class SenseTable(nn.Module):
             rows = self.senses.index_select(0, own.sense_ids)
         return RaggedIndex.of(compact, own.starts), rows.float(), own.sense_ids
 
+    def token_means(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """The mean of each token's senses, each as often as it occurs.
+
+        Args:
+            input_ids: int64 of any shape.
+
+        Returns:
+            That shape and ``(dim,)``, float32, or float64 if the senses are; zeros where a token has no sense.
+        """
+        index, senses, global_ids = self.layout(input_ids.reshape(-1))
+        sense_ids = index.sense_ids if global_ids is None else global_ids[index.sense_ids]
+        counts = self.counts[sense_ids].to(senses.dtype).clamp_min(1)
+        totals = counts.new_zeros(len(index.lengths)).index_add(0, index.rows, counts)
+        nothing = senses.new_zeros(len(index.lengths), senses.shape[1])
+        return expected_sense(counts / totals[index.rows], index, senses, nothing).view(
+            *input_ids.shape, nothing.shape[1]
+        )
+
     def replace(
         self,
         contextual: torch.Tensor,
