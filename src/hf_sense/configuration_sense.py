@@ -47,7 +47,7 @@ class SenseConfig(PretrainedConfig):
         sense_dtype: ``"int8"`` keeps the senses among the weights as int8 with a float32 scale each, whatever the model's
             dtype; ``None`` keeps them in that dtype.
         adds_token_mean: add the mean of the token's senses, each as often as it occurs, to the projected state: the backbone
-            then says how a token differs from its mean. Nothing is added where a token has no senses.
+            then says how a token differs from its mean. A token without senses has zeros for a state.
 
     Raises:
         ValueError: if ``metric``, ``selection``, ``pooling`` or ``sense_dtype`` is unknown, or ``sense_dtype`` is given for a

@@ -179,7 +179,9 @@ class ExportableModel(nn.Module):
         if inner.sense_projection is not None:
             hidden = inner.sense_projection(hidden)
         if config.adds_token_mean:
-            hidden = hidden + self.token_means[self.mean_rows[input_ids]].to(hidden.dtype)
+            rows = self.mean_rows[input_ids]
+            hidden = hidden + self.token_means[rows].to(hidden.dtype)
+            hidden = torch.where((rows > 0).unsqueeze(-1), hidden, 0.0)
         sense_ids: tuple[torch.Tensor, ...] = ()
         if config.selection != "none":
             hidden, best = self.chosen(

@@ -190,6 +190,10 @@ def _fill(
         values = senses if classifier is None else senses.double() @ classifier.weight.double().T
         folded.values[rows] = values.to(folded.values.dtype)
     weight, bias = None, None
+    if adds_token_mean:  # then a token without senses has zeros for a state
+        folded.fallback.weight.zero_()
+        folded.fallback.bias.zero_()
+        return
     if projection is not None:
         weight, bias = projection.weight.double(), projection.bias.double()
     if classifier is not None:

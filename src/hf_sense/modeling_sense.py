@@ -202,7 +202,7 @@ class SenseModel(SensePreTrainedModel):
         if self.sense_projection is not None:
             contextual = self.sense_projection(contextual)
         if self.config.adds_token_mean:
-            contextual = contextual + self.table.token_means(input_ids).to(contextual.dtype)
+            contextual = self.table.add_means(contextual, input_ids)
         if output_contextual:
             return SenseModelOutput(last_hidden_state=contextual, contextual_hidden_state=contextual)
         replaced, sense_ids, scores = self.table.replace(

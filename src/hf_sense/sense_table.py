@@ -119,13 +119,28 @@ class SenseTable(nn.Module):
             That shape and ``(dim,)``, float32, or float64 if the senses are; zeros where a token has no sense.
         """
         index, senses, global_ids = self.layout(input_ids.reshape(-1))
-        sense_ids = index.sense_ids if global_ids is None else global_ids[index.sense_ids]
-        counts = self.counts[sense_ids].to(senses.dtype).clamp_min(1)
-        totals = counts.new_zeros(len(index.lengths)).index_add(0, index.rows, counts)
-        nothing = senses.new_zeros(len(index.lengths), senses.shape[1])
-        return expected_sense(counts / totals[index.rows], index, senses, nothing).view(
-            *input_ids.shape, nothing.shape[1]
-        )
+        means = senses.new_zeros(len(index.lengths), senses.shape[1])
+        if len(index.rows) == int(index.lengths.count_nonzero()):  # one sense each: there is nothing to sum
+            means.index_copy_(0, index.rows, senses.index_select(0, index.sense_ids))
+        else:
+            sense_ids = index.sense_ids if global_ids is None else global_ids[index.sense_ids]
+            counts = self.counts[sense_ids].to(senses.dtype).clamp_min(1)
+            totals = counts.new_zeros(len(index.lengths)).index_add(0, index.rows, counts)
+            means = expected_sense(counts / totals[index.rows], index, senses, means)
+        return means.view(*input_ids.shape, senses.shape[1])
+
+    def add_means(self, states: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+        """States plus their tokens' means, ``(batch, sequence, dim)``; zeros where a token has no sense.
+
+        Nobody has learned what to say of such a token. Zeros leave it out of the direction of a text's mean.
+
+        Args:
+            states: ``(batch, sequence, dim)``.
+            input_ids: int64 ``(batch, sequence)``.
+        """
+        bare = (self.offsets[input_ids + 1] == self.offsets[input_ids]).view(-1).nonzero().squeeze(-1)
+        total = states + self.token_means(input_ids).to(states.dtype)
+        return total.view(-1, total.shape[-1]).index_fill_(0, bare, 0.0).view_as(total)
 
     def replace(
         self,
