@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ import torch
 from banking77 import MAX_LENGTH, default_teacher, read_rows
 from datasets import Dataset
 from measure import by_turns, ratios, save, shown
+from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from hf_sense import SenseDistillationConfig, SenseDistillationTrainer, SenseModel, build_dictionary, load_teacher
 from hf_sense.corpus import EncodedCorpus, encode_corpus
@@ -63,14 +66,21 @@ class Kept:
 
 
 class Benchmark:
-    """The texts, and one way at a time to make vectors of them."""
+    """The texts, and what a way of making hidden states is worth on them.
 
-    def __init__(self, rows: dict[str, list[dict[str, Any]]], teacher: Teacher, shots: int) -> None:
-        self.texts = {split: [row["text"] for row in part] for split, part in rows.items()}
+    Args:
+        rows: of ``train`` and ``test``.
+        teacher: its tokenizer counts.
+        pooler: a model whose senses know how frequent each token is.
+        shots: labelled texts a class.
+    """
+
+    def __init__(self, rows: dict[str, list[dict[str, Any]]], teacher: Teacher, pooler: SenseModel, shots: int) -> None:
         self.labels = {split: [row["label"] for row in part] for split, part in rows.items()}
         self.tokenizer = teacher.tokenizer
+        self.pooler = pooler
         self.shots = shots
-        self.batches = {split: self.read(texts) for split, texts in self.texts.items()}
+        self.batches = {split: self.read([row["text"] for row in part]) for split, part in rows.items()}
 
     def read(self, texts: list[str]) -> list[tuple[torch.Tensor, Batch]]:
         """Tokenized texts in batches of like length, each with its texts' numbers."""
@@ -79,16 +89,29 @@ class Benchmark:
         return [(torch.from_numpy(rows), corpus.padded(rows, pad)) for rows in corpus.batches(BATCH)]
 
     @torch.inference_mode()
-    def vectors(self, way: Way, batches: list[tuple[torch.Tensor, Batch]]) -> torch.Tensor:
-        """One vector a text, in the order of the texts."""
-        order = torch.cat([rows for rows, _ in batches])
-        return torch.cat([way(batch) for _, batch in batches])[order.argsort()]
+    def vectors(
+        self, way: Way, batches: list[tuple[torch.Tensor, Batch]], poolings: Sequence[str] = POOLINGS
+    ) -> dict[str, torch.Tensor]:
+        """One vector a text for each pooling, in the order of the texts."""
+        found: dict[str, list[torch.Tensor]] = {pooling: [] for pooling in poolings}
+        for _, batch in batches:
+            states = way(batch)
+            for pooling, own in found.items():
+                self.pooler.config.pooling = pooling
+                own.append(self.pooler.pool(states, batch["input_ids"], batch["attention_mask"]))
+        order = torch.cat([rows for rows, _ in batches]).argsort()
+        return {pooling: torch.cat(own)[order] for pooling, own in found.items()}
 
-    def accuracy(self, way: Way) -> float:
-        """In percent, the mean over the draws."""
+    def accuracies(self, way: Way) -> dict[str, float]:
+        """In percent, the mean over the draws, for each pooling."""
         train, test = (self.vectors(way, self.batches[split]) for split in ("train", "test"))
-        sides = (train, self.labels["train"], test, self.labels["test"])
-        return 100 * few_shot_accuracy(*sides, samples_per_label=self.shots).mean
+        return {
+            pooling: 100
+            * few_shot_accuracy(
+                train[pooling], self.labels["train"], test[pooling], self.labels["test"], samples_per_label=self.shots
+            ).mean
+            for pooling in POOLINGS
+        }
 
 
 def train(
@@ -127,18 +150,15 @@ def train(
     return student.eval(), time.process_time() - begin
 
 
-def way_of(model: SenseModel) -> Way:
-    """Pooled vectors of a model."""
-    return lambda batch: model.pool(model(**batch).last_hidden_state, batch["input_ids"], batch["attention_mask"])
-
-
-def megabytes(model: torch.nn.Module) -> dict[str, float]:
-    """Of the weights' file as it is saved, and of the same tensors with floats as float16."""
-    with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
-        saved = sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
-    half = sum(2 * t.numel() if t.is_floating_point() else t.nbytes for t in model.state_dict().values())
-    return {"MB as saved": saved / 1e6, "MB float16": half / 1e6}
+def megabytes(model: SenseModel | PreTrainedModel | SenseDictionary) -> dict[str, float]:
+    """Of the weights' file as it is saved, and when their floats are float16."""
+    halved = model.to(torch.float16) if isinstance(model, SenseDictionary) else copy.deepcopy(model).half()
+    sizes = {}
+    for name, one in (("MB as saved", model), ("MB float16", halved)):
+        with tempfile.TemporaryDirectory() as folder:
+            one.save_pretrained(folder)
+            sizes[name] = sum(path.stat().st_size for path in Path(folder).glob("*.safetensors")) / 1e6
+    return sizes
 
 
 def main() -> None:
@@ -158,58 +178,47 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9, help="how often each way is timed; 0 for not at all")
     parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
     options = parser.parse_args()
+    logging.disable_progress_bar()
     rows = {split: read_rows(options.data / f"{split}.jsonl") for split in ("train", "test")}
     if options.dev:
         random.Random(7).shuffle(rows["train"])
         rows = {"train": rows["train"][options.dev :], "test": rows["train"][: options.dev]}
     teacher = load_teacher(options.teacher or default_teacher())
-    bench = Benchmark(rows, teacher, options.shots)
+    texts = [row["text"] for row in rows["train"]]
     begin = time.process_time()
-    dictionary = build_dictionary(teacher, bench.texts["train"], max_length=MAX_LENGTH, disable_tqdm=True)
+    dictionary = build_dictionary(teacher, texts, max_length=MAX_LENGTH, disable_tqdm=True)
     built = time.process_time() - begin
     begin = time.process_time()
-    corpus = encode_corpus(bench.texts["train"], teacher.tokenizer, MAX_LENGTH, quiet=True, disable_tqdm=True)
+    corpus = encode_corpus(texts, teacher.tokenizer, MAX_LENGTH, quiet=True, disable_tqdm=True)
     reader = copy.copy(teacher)
     reader.hidden_states = Kept(teacher, corpus).hidden_states
     print(f"{dictionary}: {built:.0f} CPU seconds to build; reading the train texts {time.process_time() - begin:.0f}")
-
-    means = SenseModel.from_teacher(teacher, token_mean_dictionary(dictionary), num_hidden_layers=1)
-
-    def of_teacher(batch: Batch) -> torch.Tensor:
-        return means.pool(teacher.hidden_states(**batch), batch["input_ids"], batch["attention_mask"])
-
-    def of_means(batch: Batch) -> torch.Tensor:
-        return means.pool(means.table.token_means(batch["input_ids"]), batch["input_ids"], batch["attention_mask"])
-
-    figures: dict[str, dict[str, Any]] = {
-        "teacher": megabytes(teacher.model),
-        "table of means": megabytes(means.table) if hasattr(means.table, "save_pretrained") else {},
+    table = token_mean_dictionary(dictionary)
+    means = SenseModel.from_teacher(teacher, table, num_hidden_layers=1)
+    bench = Benchmark(rows, teacher, means, options.shots)
+    ways: dict[str, list[Way]] = {
+        "teacher": [lambda batch: teacher.hidden_states(**batch)],
+        "table of means": [lambda batch: means.table.token_means(batch["input_ids"])],
     }
-    ways: dict[str, Way] = {"teacher": of_teacher, "table of means": of_means}
-    models = {"teacher": [means], "table of means": [means]}
-    data = Dataset.from_dict({"text": bench.texts["train"]})
+    figures: dict[str, dict[str, Any]] = {"teacher": megabytes(teacher.model), "table of means": megabytes(table)}
+    data = Dataset.from_dict({"text": texts})
     how = {name: getattr(options, name) for name in ("epochs", "batch_size", "learning_rate", "window")}
     with tempfile.TemporaryDirectory() as folder:
-        for kind in options.kinds:
-            for size in options.sizes:
-                name = f"{kind}, {size}"
-                made = [
-                    train(kind, size, reader, dictionary, data, folder, seed, **how) for seed in range(options.seeds)
-                ]
-                # What serves: a selector with its keys in its own width.
-                models[name] = [model.fold() if kind == "selector" else model for model, _ in made]
-                figures[name] = {**megabytes(models[name][0]), "CPU seconds": statistics.median(s for _, s in made)}
-                ways[name] = way_of(models[name][0])
-    for name, own in models.items():
+        for kind, size in itertools.product(options.kinds, options.sizes):
+            seeds = range(options.seeds)
+            made = [train(kind, size, reader, dictionary, data, folder, seed, **how) for seed in seeds]
+            # What serves: a selector with its keys in its own width.
+            served = [model.fold() if kind == "selector" else model for model, _ in made]
+            name = f"{kind}, {size}"
+            figures[name] = {**megabytes(served[0]), "CPU seconds": statistics.median(spent for _, spent in made)}
+            ways[name] = [lambda batch, model=model: model(**batch).last_hidden_state for model in served]
+    for name, own in ways.items():
+        scores = [bench.accuracies(way) for way in own]
         for pooling in POOLINGS:
-            scores = []
-            for model in own:
-                model.config.pooling = pooling
-                scores.append(bench.accuracy(ways[name] if model is means else way_of(model)))
-            figures[name][pooling] = statistics.mean(scores)
-            figures[name][f"{pooling}, of each seed"] = scores
+            figures[name][pooling] = statistics.mean(score[pooling] for score in scores)
+            figures[name][f"{pooling}, of each seed"] = [score[pooling] for score in scores]
     if options.rounds:
-        measure_speed(bench, ways, figures, options.rounds)
+        measure_speed(bench, ways, figures, [row["text"] for row in rows["test"][:256]], options.rounds)
     columns = [key for key in next(reversed(figures.values())) if not key.endswith("seed")]
     print("| | " + " | ".join(columns) + " |\n| --- |" + " --- |" * len(columns))
     for name, own in figures.items():
@@ -217,12 +226,13 @@ def main() -> None:
     save(options.output, {"options": {**vars(options), "data": options.data.name, "output": None}, "figures": figures})
 
 
-def measure_speed(bench: Benchmark, ways: dict[str, Way], figures: dict[str, dict[str, Any]], rounds: int) -> None:
+def measure_speed(
+    bench: Benchmark, ways: dict[str, list[Way]], figures: dict[str, dict[str, Any]], texts: list[str], rounds: int
+) -> None:
     """Texts a second of each way, with the tokenizer's work and without, over the teacher's in the same round."""
-    texts = bench.texts["test"][:256]
     ready = bench.read(texts)
-    whole = {name: lambda way=way: bench.vectors(way, bench.read(texts)) for name, way in ways.items()}
-    alone = {name: lambda way=way: bench.vectors(way, ready) for name, way in ways.items()}
+    whole = {name: lambda way=own[0]: bench.vectors(way, bench.read(texts), ["mean"]) for name, own in ways.items()}
+    alone = {name: lambda way=own[0]: bench.vectors(way, ready, ["mean"]) for name, own in ways.items()}
     for title, runs in (("end to end", whole), ("tokenized", alone)):
         seconds = by_turns(runs, rounds)
         for name, own in seconds.items():
