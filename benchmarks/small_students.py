@@ -174,7 +174,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=6)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=5e-3)
-    parser.add_argument("--window", type=int, default=5)
+    parser.add_argument("--window", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=9, help="how often each way is timed; 0 for not at all")
     parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
     options = parser.parse_args()

@@ -22,7 +22,7 @@ class ContextNetworkConfig(PretrainedConfig):
         num_embeddings: rows of the table of embeddings: the first for tokens without one of their own, then one a token.
         hidden_size: width of an embedding and of a state.
         window: tokens that the convolution sees, the token itself in the middle; odd.
-        intermediate_size: width of the hidden layer; twice ``hidden_size`` if not given.
+        intermediate_size: width of the hidden layer.
         hidden_act: its activation.
         **kwargs: those of every configuration.
 
@@ -38,8 +38,8 @@ class ContextNetworkConfig(PretrainedConfig):
         vocab_size: int = 1,
         num_embeddings: int = 1,
         hidden_size: int = 64,
-        window: int = 5,
-        intermediate_size: int | None = None,
+        window: int = 3,
+        intermediate_size: int = 128,
         hidden_act: str = "gelu",
         **kwargs: Any,
     ) -> None:
@@ -55,7 +55,7 @@ class ContextNetworkConfig(PretrainedConfig):
         self.num_embeddings = num_embeddings
         self.hidden_size = hidden_size
         self.window = window
-        self.intermediate_size = 2 * hidden_size if intermediate_size is None else intermediate_size
+        self.intermediate_size = intermediate_size
         self.hidden_act = hidden_act
         super().__init__(**kwargs)
 

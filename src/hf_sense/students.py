@@ -51,7 +51,7 @@ def make_student(
             a student without a transformer: ``"selector"`` chooses among the token's senses, ``"context"`` corrects the
             token's mean and keeps one row a token of the dictionary.
         hidden_size: of those two, the width of embeddings and states; 64 if not given.
-        window: of those two, how many tokens the convolution sees; 5 if not given.
+        window: of those two, how many tokens the convolution sees; 3 if not given.
         copy_head: copy the teacher's pooler and classifier and freeze them (Wang et al. 2025, section 4).
         dictionary_path: leave the senses in a dictionary outside instead of among the weights: a single name, such as
             ``"senses"``, for a folder that is saved beside the weights; a path; or an id on the Hub. ``dictionary`` should
@@ -83,7 +83,7 @@ def make_student(
             dictionary = token_mean_dictionary(dictionary)
         vocab_size = int(teacher.model.config.get_text_config().vocab_size)
         body = small_backbone(
-            dictionary, vocab_size, 64 if hidden_size is None else hidden_size, 5 if window is None else window
+            dictionary, vocab_size, 64 if hidden_size is None else hidden_size, 3 if window is None else window
         )
         config = body.config
         config_fields = {"selection": small, "adds_token_mean": True, **config_fields}
