@@ -192,6 +192,8 @@ def _load_backbone(backbone: str | PreTrainedModel, teacher_fingerprint: str) ->
     try:
         found = tokenizer_fingerprint(AutoTokenizer.from_pretrained(backbone))
     except OSError as error:
+        if "/" in backbone:  # an id or a path: what failed is said already
+            raise
         raise ValueError(
             f"There is no backbone {backbone!r}: give {_named(SELECTIONS)}, a folder, an id on the Hub, or a loaded model."
         ) from error
