@@ -33,6 +33,8 @@ bench: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/small_dictionaries.py --data $(DATA)/tweeteval_emotion --probe
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fine_tuning.py --data $(DATA)/sst2
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/folding.py --rounds 21
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/small_students.py --data $(DATA)/banking77
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/small_students.py --data $(DATA)/tweeteval_emotion --shots 16
 
 # A small decoder is fetched, adapted both ways on texts without labels (resumes), and measured: about an hour.
 ADAPT = $(BIN)/hf-sense adapt --base "$$base" --dataset $(DATA)/banking77/train.jsonl --max-length 64 --bf16 true
