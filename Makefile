@@ -35,6 +35,8 @@ bench-accuracy: .venv/ready
 	$(BIN)/python benchmarks/word_senses.py --data $(DATA)/coarsewsd20
 	$(BIN)/python benchmarks/costs.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fine_tuning.py --data $(DATA)/sst2
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/small_students.py --data $(DATA)/banking77
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/small_students.py --data $(DATA)/tweeteval_emotion --shots 16
 
 # A small decoder is fetched, adapted both ways on texts without labels (resumes), and measured: about an hour.
 ADAPT = $(BIN)/hf-sense adapt --base "$$base" --dataset $(DATA)/banking77/train.jsonl --max-length 64 --bf16 true

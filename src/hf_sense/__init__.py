@@ -1,7 +1,8 @@
 """Sense dictionaries for Transformers: a few vectors for each token, one a meaning, and students that choose among them.
 
 Importing it registers the model types ``sense`` and ``folded_sense`` with ``AutoConfig``, ``AutoModel`` and
-``AutoModelForSequenceClassification``; the public names below load on first use.
+``AutoModelForSequenceClassification``, and the backbone ``sense_context_network`` with the first two; the public names below
+load on first use.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hf_sense.builder import build_dictionary as build_dictionary
     from hf_sense.configuration_sense import SenseConfig as SenseConfig
+    from hf_sense.context_network import ContextNetwork as ContextNetwork
+    from hf_sense.context_network import ContextNetworkConfig as ContextNetworkConfig
     from hf_sense.dictionary import SenseDictionary as SenseDictionary
     from hf_sense.folded import FoldedSenseConfig as FoldedSenseConfig
     from hf_sense.folded import FoldedSenseModel as FoldedSenseModel
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "ContextNetwork": "context_network",
+    "ContextNetworkConfig": "context_network",
     "FoldedSenseConfig": "folded",
     "FoldedSenseModel": "folded",
     "FoldedSenseModelForSequenceClassification": "folded",
@@ -59,9 +64,12 @@ def register() -> None:
     from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
     from hf_sense.configuration_sense import SenseConfig
+    from hf_sense.context_network import ContextNetwork, ContextNetworkConfig
     from hf_sense.folded import FoldedSenseConfig, FoldedSenseModel, FoldedSenseModelForSequenceClassification
     from hf_sense.modeling_sense import SenseModel, SenseModelForSequenceClassification
 
+    AutoConfig.register("sense_context_network", ContextNetworkConfig, exist_ok=True)
+    AutoModel.register(ContextNetworkConfig, ContextNetwork, exist_ok=True)
     AutoConfig.register("sense", SenseConfig, exist_ok=True)
     AutoModel.register(SenseConfig, SenseModel, exist_ok=True)
     AutoModelForSequenceClassification.register(SenseConfig, SenseModelForSequenceClassification, exist_ok=True)

@@ -46,6 +46,8 @@ class SenseConfig(PretrainedConfig):
         classifier_dropout: probability of dropout before the classifier.
         sense_dtype: ``"int8"`` keeps the senses among the weights as int8 with a float32 scale each, whatever the model's
             dtype; ``None`` keeps them in that dtype.
+        adds_token_mean: add the mean of the token's senses, each as often as it occurs, to the projected state: the backbone
+            then says how a token differs from its mean. A token without senses has zeros for a state.
 
     Raises:
         ValueError: if ``metric``, ``selection``, ``pooling`` or ``sense_dtype`` is unknown, or ``sense_dtype`` is given for a
@@ -80,6 +82,7 @@ class SenseConfig(PretrainedConfig):
         head_activation: str | None = None,
         classifier_dropout: float = 0.0,
         sense_dtype: str | None = None,
+        adds_token_mean: bool = False,
         **kwargs: Any,
     ) -> None:
         if isinstance(backbone_config, dict):
@@ -116,6 +119,7 @@ class SenseConfig(PretrainedConfig):
         self.dictionary_metadata = dictionary_metadata or {}
         self.head_activation = head_activation
         self.classifier_dropout = classifier_dropout
+        self.adds_token_mean = adds_token_mean
         super().__init__(**kwargs)
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> PretrainedConfig:

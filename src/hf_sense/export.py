@@ -134,6 +134,12 @@ class ExportableModel(nn.Module):
         if config.pooling == "frequency":
             weights = frequency_weights(model.sense_table.probabilities(), config.frequency_smoothing)
         self.register_buffer("token_weights", weights.detach())
+        if config.adds_token_mean:
+            known = self.chosen.offsets.diff() > 0
+            # The first row is zeros, for tokens without senses.
+            means = nn.functional.pad(model.sense_table.token_means(known.nonzero().squeeze(-1)), (0, 0, 1, 0))
+            self.register_buffer("token_means", means)
+            self.register_buffer("mean_rows", known.cumsum(0) * known)
 
     @property
     def input_names(self) -> list[str]:
@@ -172,6 +178,10 @@ class ExportableModel(nn.Module):
         hidden = aligned.restore(inner.backbone(**inputs, return_dict=True).last_hidden_state)
         if inner.sense_projection is not None:
             hidden = inner.sense_projection(hidden)
+        if config.adds_token_mean:
+            rows = self.mean_rows[input_ids]
+            hidden = hidden + self.token_means[rows].to(hidden.dtype)
+            hidden = torch.where((rows > 0).unsqueeze(-1), hidden, 0.0)
         sense_ids: tuple[torch.Tensor, ...] = ()
         if config.selection != "none":
             hidden, best = self.chosen(

@@ -4,7 +4,8 @@ It runs no texts; the models that it makes stand in ``hf_sense.folded``.
 
 With a projection ``c = P h + b`` (``P`` is ``(sense_dim, width)``) a sense's score is ``s . c = (P^T s) . h + s . b``: a key
 ``P^T s`` in the backbone's width and a number. With a linear head ``V`` the pooled vector's logits are ``V`` of a weighted sum of
-senses, that is the same weighted sum of ``V s``: ``num_labels`` numbers a sense.
+senses, that is the same weighted sum of ``V s``: ``num_labels`` numbers a sense. A token's mean that is added to ``c`` is the
+same for all of the token's senses, and goes into that number.
 """
 
 from __future__ import annotations
@@ -81,6 +82,7 @@ def fold(model: SensePreTrainedModel) -> FoldedPreTrainedModel:
         key_metric="cosine" if model.config.metric == "cosine" and projection is None else "l2",
     )
     config.sense_dictionary = config.sense_dictionary_revision = config.sense_dtype = None
+    config.adds_token_mean = False
     config._attn_implementation = model.config._attn_implementation
     config.check_selection()
     with torch.device("meta"):
@@ -96,7 +98,7 @@ def fold(model: SensePreTrainedModel) -> FoldedPreTrainedModel:
     if projection is None and after >= before:
         raise ValueError(f"{said} There is no projection to save either: use the model as it is.")
     folded.base_model.backbone = backbone
-    _fill(new.to_empty(device=model.device), table, key_lengths, projection, classifier)
+    _fill(new.to_empty(device=model.device), table, key_lengths, projection, classifier, model.config.adds_token_mean)
     if classifier is not None:
         folded.bias = nn.Parameter(_bias_of(classifier))
     logger.info(said)
@@ -118,6 +120,11 @@ def _check(model: SensePreTrainedModel, classifier: nn.Linear | None, projection
         raise ValueError(
             f"The classifier has a hidden layer (head_activation={model.config.head_activation!r}), which needs the pooled "
             "senses themselves. Fold the sense model inside instead: model.model.fold(), if it has a projection."
+        )
+    if model.config.adds_token_mean and projection is None:
+        raise ValueError(
+            "The model adds its tokens' means to states of the senses' own width, which folded keys do not know. Use the model "
+            "as it is, or a smaller hidden_size."
         )
     if any(type(layer) not in (nn.Linear, type(None)) for layer in (classifier, projection)):
         raise ValueError("The classifier or the projection is not a plain linear layer. Merge adapters first.")
@@ -151,12 +158,14 @@ def _fill(
     key_lengths: torch.Tensor,
     projection: nn.Linear | None,
     classifier: nn.Linear | None,
+    adds_token_mean: bool,
 ) -> None:
     """Writes the folded tensors, sums in float64."""
     folded.offsets.copy_(table.offsets)
     folded.key_offsets.copy_(nn.functional.pad(key_lengths.cumsum(0), (1, 0)))
     folded.token_shares.copy_(table.probabilities())
-    has_key = torch.repeat_interleave(key_lengths > 0, table.offsets.diff())
+    owners = torch.repeat_interleave(table.offsets.diff())
+    has_key = (key_lengths > 0)[owners]
     key = 0
     for rows, senses in _rows(table):
         chosen = senses[has_key[rows]]
@@ -173,10 +182,18 @@ def _fill(
                 wide = wide / (2 * halves.double()).clamp_min(1e-24).sqrt()[:, None]
             folded.keys[keys] = (wide @ projection.weight.double()).to(folded.keys.dtype)
             own = halves.double() if table.metric == "l2" else 0.0
-            folded.shifts[keys] = (own - wide @ projection.bias.double()).to(folded.shifts.dtype)
+            shifts = own - wide @ projection.bias.double()
+            if adds_token_mean:
+                tokens, which = owners[rows][has_key[rows]].unique(return_inverse=True)
+                shifts = shifts - (wide * table.token_means(tokens).double()[which]).sum(1)
+            folded.shifts[keys] = shifts.to(folded.shifts.dtype)
         values = senses if classifier is None else senses.double() @ classifier.weight.double().T
         folded.values[rows] = values.to(folded.values.dtype)
     weight, bias = None, None
+    if adds_token_mean:  # then a token without senses has zeros for a state
+        folded.fallback.weight.zero_()
+        folded.fallback.bias.zero_()
+        return
     if projection is not None:
         weight, bias = projection.weight.double(), projection.bias.double()
     if classifier is not None:

@@ -19,6 +19,7 @@ from transformers.modeling_outputs import ModelOutput, SequenceClassifierOutput
 from hf_sense.backbone import backbone_inputs, make_backbone, run_backbone
 from hf_sense.base_model import BaseSenseModel
 from hf_sense.configuration_sense import SenseConfig
+from hf_sense.context_network import ContextNetwork
 from hf_sense.dictionary import SenseDictionary
 from hf_sense.folders import check_model_name
 from hf_sense.publishing import open_dictionary
@@ -113,8 +114,12 @@ class SensePreTrainedModel(BaseSenseModel):
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Embedding:
         """As every Transformers model; new tokens have no senses, and the senses of tokens cut off are dropped."""
-        embeddings = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
-        table, size = self.sense_table, embeddings.weight.shape[0]
+        backbone = self.base_model.backbone
+        # A network of the house has fewer rows than tokens, and knows how to take more tokens.
+        own = isinstance(backbone, ContextNetwork)
+        resize = backbone.resize_token_embeddings if own else super().resize_token_embeddings
+        embeddings = resize(new_num_tokens, *args, **kwargs)
+        table, size = self.sense_table, int(self.config.get_text_config().vocab_size)
         old = len(table.offsets) - 1
         if size > old:
             table.offsets = torch.nn.functional.pad(table.offsets, (0, size - old), value=int(table.offsets[-1]))
@@ -220,6 +225,8 @@ class SenseModel(SensePreTrainedModel):
         )
         if self.sense_projection is not None:
             contextual = self.sense_projection(contextual)
+        if self.config.adds_token_mean:
+            contextual = self.table.add_means(contextual, input_ids)
         if output_contextual:
             return SenseModelOutput(last_hidden_state=contextual, contextual_hidden_state=contextual)
         replaced, sense_ids, scores = self.table.replace(

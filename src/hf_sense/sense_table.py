@@ -108,6 +108,43 @@ class SenseTable(nn.Module):
         rows = self.outside.rows(own.sense_ids.cpu()).to(token_ids.device)
         return Senses(own.starts, rows), torch.zeros_like(token_ids).index_copy(0, places, compact), own.sense_ids
 
+    def token_means(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """The mean of each token's senses, each as often as it occurs.
+
+        Args:
+            input_ids: int64 of any shape.
+
+        Returns:
+            That shape and ``(dim,)``, float32, or float64 if the senses are; zeros where a token has no sense.
+        """
+        flat = input_ids.reshape(-1)
+        lying, tokens, global_ids = self.lying(flat, torch.arange(len(flat), device=flat.device))
+        index, senses, own_ids = lying.of(tokens)
+        means = senses.new_zeros(len(index.lengths), senses.shape[1])
+        if len(index.rows) == int(index.lengths.count_nonzero()):  # one sense each: there is nothing to sum
+            means.index_copy_(0, index.rows, senses.index_select(0, index.sense_ids))
+        else:
+            sense_ids = index.sense_ids
+            for ids in (own_ids, global_ids):
+                sense_ids = sense_ids if ids is None else ids[sense_ids]
+            counts = self.counts[sense_ids].to(senses.dtype).clamp_min(1)
+            totals = counts.new_zeros(len(index.lengths)).index_add(0, index.rows, counts)
+            means = expected_sense(counts / totals[index.rows], index, senses, means)
+        return means.view(*input_ids.shape, senses.shape[1])
+
+    def add_means(self, states: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+        """States plus their tokens' means, ``(batch, sequence, dim)``; zeros where a token has no sense.
+
+        Nobody has learned what to say of such a token. Zeros leave it out of the direction of a text's mean.
+
+        Args:
+            states: ``(batch, sequence, dim)``.
+            input_ids: int64 ``(batch, sequence)``.
+        """
+        bare = (self.offsets[input_ids + 1] == self.offsets[input_ids]).view(-1).nonzero().squeeze(-1)
+        total = states + self.token_means(input_ids).to(states.dtype)
+        return total.view(-1, total.shape[-1]).index_fill_(0, bare, 0.0).view_as(total)
+
     def replace(
         self,
         contextual: torch.Tensor,

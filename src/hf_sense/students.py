@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import difflib
 import inspect
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +18,7 @@ from transformers import AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedM
 from hf_sense.configuration_sense import SenseConfig
 from hf_sense.decoders import is_decoder
 from hf_sense.dictionary import SenseDictionary
+from hf_sense.small_students import SELECTIONS, fill_projection, small_backbone, token_mean_dictionary
 from hf_sense.targets import check_teacher
 from hf_sense.teacher import Teacher, load_teacher
 from hf_sense.temperature import natural_temperature
@@ -33,6 +35,8 @@ def make_student(
     *,
     num_hidden_layers: int | None = None,
     backbone: str | PreTrainedModel | None = None,
+    hidden_size: int | None = None,
+    window: int | None = None,
     copy_head: bool = False,
     dictionary_path: str | None = None,
     **config_fields: Any,
@@ -44,7 +48,11 @@ def make_student(
         teacher: a name, a model (with its classification head for ``copy_head``), or what ``load_teacher`` returned.
         dictionary: built with that teacher.
         num_hidden_layers: keep the teacher's first so many layers; all of them if not given.
-        backbone: another, smaller model with the same vocabulary instead; a projection takes it to the teacher's width.
+        backbone: another, smaller model with the same vocabulary instead; a projection takes it to the teacher's width. Or
+            a student without a transformer: ``"selector"`` chooses among the token's senses, ``"context"`` corrects the
+            token's mean and keeps one row a token of the dictionary.
+        hidden_size: of those two, the width of embeddings and states; 64 if not given.
+        window: of those two, how many tokens the convolution sees; 3 if not given.
         copy_head: copy the teacher's pooler and classifier and freeze them (Wang et al. 2025, section 4).
         dictionary_path: leave the senses in a dictionary outside instead of among the weights: a single name, such as
             ``"senses"``, for a folder that is saved beside the weights; a path; or an id on the Hub. ``dictionary`` should
@@ -56,6 +64,9 @@ def make_student(
         ValueError: if tokenizer, width or number of layers do not fit, naming both sides.
     """
     _check_options(dictionary, dictionary_path, config_fields)
+    small = SELECTIONS.get(backbone) if isinstance(backbone, str) else None
+    if small is None and (hidden_size, window) != (None, None):
+        raise ValueError(f"hidden_size and window are for the backbones {_named(SELECTIONS)}: others have their own.")
     teacher = load_teacher(teacher)
     check_teacher(teacher, dictionary)
     found = tokenizer_fingerprint(teacher.tokenizer)
@@ -63,6 +74,20 @@ def make_student(
         body, config = teacher.model, _cut_config(teacher.model.config, num_hidden_layers)
     elif num_hidden_layers is not None:
         raise ValueError("Give num_hidden_layers or backbone, not both: a backbone comes with its own layers.")
+    elif small is not None:
+        if backbone == "context":
+            if dictionary_path is not None:
+                raise ValueError(
+                    "The context table keeps the means of the dictionary's tokens, which are not what lies at "
+                    "dictionary_path. Leave it out."
+                )
+            dictionary = token_mean_dictionary(dictionary)
+        vocab_size = int(teacher.model.config.get_text_config().vocab_size)
+        body = small_backbone(
+            dictionary, vocab_size, 64 if hidden_size is None else hidden_size, 3 if window is None else window
+        )
+        config = body.config
+        config_fields = {"selection": small, "adds_token_mean": True, **config_fields}
     else:
         body = _load_backbone(backbone, found)
         config = body.config
@@ -107,6 +132,8 @@ def make_student(
     inner = student.base_model
     _copy_weights(body, inner.backbone)
     inner.table.fill(dictionary, dtype, outside=dictionary_path is not None)
+    if small is not None and inner.sense_projection is not None:
+        fill_projection(inner.sense_projection, dictionary)
     if head is not None:
         if not hasattr(student, "classifier"):
             raise ValueError("copy_head needs a model with a head: SenseModelForSequenceClassification.from_teacher.")
@@ -130,11 +157,15 @@ def _check_options(dictionary: Any, dictionary_path: Any, fields: dict[str, Any]
     if dictionary_path is not None and not isinstance(dictionary_path, str):
         raise ValueError(f"dictionary_path should be text, but is a {type(dictionary_path).__name__}.")
     own = set(inspect.signature(SenseConfig.__init__).parameters) - {"self", "kwargs"}
-    options = own | {"num_hidden_layers", "backbone", "copy_head", "dictionary_path"}
+    options = own | {"num_hidden_layers", "backbone", "hidden_size", "window", "copy_head", "dictionary_path"}
     plain = PretrainedConfig()
     if unknown := [name for name in fields if name not in own and not hasattr(plain, name)]:
         near = difflib.get_close_matches(unknown[0], options, 1, 0.5)
         raise ValueError(f"There is no option {unknown[0]!r}{f'; did you mean {near[0]!r}?' if near else '.'}")
+
+
+def _named(names: Iterable[str]) -> str:
+    return " or ".join(f'"{name}"' for name in names)
 
 
 def _commit_of(dictionary: SenseDictionary, where: str | None) -> str | None:
@@ -159,7 +190,14 @@ def _cut_config(config: PretrainedConfig, num_hidden_layers: int | None) -> Pret
 def _load_backbone(backbone: str | PreTrainedModel, teacher_fingerprint: str) -> PreTrainedModel:
     if isinstance(backbone, PreTrainedModel):
         return backbone.base_model
-    found = tokenizer_fingerprint(AutoTokenizer.from_pretrained(backbone))
+    try:
+        found = tokenizer_fingerprint(AutoTokenizer.from_pretrained(backbone))
+    except OSError as error:
+        if "/" in backbone:  # an id or a path: what failed is said already
+            raise
+        raise ValueError(
+            f"There is no backbone {backbone!r}: give {_named(SELECTIONS)}, a folder, an id on the Hub, or a loaded model."
+        ) from error
     if found != teacher_fingerprint:
         raise ValueError(
             f"The backbone {backbone} has another tokenizer than the teacher: fingerprints {found} and "

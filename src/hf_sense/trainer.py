@@ -141,6 +141,11 @@ class SenseDistillationTrainer(Trainer):
                 "soft_weight, mse_weight, cosine_weight and live_teacher compare with the teacher at every step: pass teacher."
             )
         self._dictionary = self.student.to_dictionary()
+        if not args.mse_weight + args.cosine_weight and int(self._dictionary.offsets.diff().max()) < 2:
+            raise ValueError(
+                "No token of the student has two senses: there is nothing to choose, and a loss on senses is 0. Set mse_weight "
+                "and sense_weight=0 to learn the teacher's states, as a context table does."
+            )
         self.temperature = args.temperature or natural_temperature(self._dictionary, self.student.config.metric)
         train_dataset, eval_dataset = (
             {name: self._prepared(split, args) for name, split in data.items()}
