@@ -11,12 +11,14 @@ that of a process of its own. A way that does not run says why. It tunes nothing
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ from hf_sense.scores import fit_regression, numbered
 from hf_sense.teacher import Teacher
 
 TEACHER = "teacher"
+_BEGIN = time.perf_counter()
 C = 10.0  # of every logistic regression on all training texts
 PCA_DIMS = 256
 SINGLES = 16  # texts asked one by one in a round
@@ -66,7 +69,7 @@ class Serving:
 
     def add(self, name: str, kind: str, write: Callable[[Path], float | None]) -> None:
         """Lets ``write`` fill a new folder; it returns the few-shot accuracy of the vectors, if they are new."""
-        print(f"saving: {name}", file=sys.stderr, flush=True)
+        _say(f"saving {name}")
         way = Way(name, kind, self.folder / f"{len(self.ways)}")
         way.folder.mkdir()
         self.ways.append(way)
@@ -131,7 +134,8 @@ class Serving:
             try:
                 from model2vec.distill import distill_from_model
             except ImportError as error:
-                raise ImportError("model2vec is not installed: pip install model2vec[distill]") from error
+                # Not its extra "distill", which holds Transformers back at a release that is older than ours.
+                raise ImportError("it needs pip install model2vec skeletoken") from error
             fresh = load_teacher(teacher.name)  # its embeddings are cut to the tokenizer's size in place
             static = distill_from_model(fresh.model, fresh.tokenizer, device="cpu", pca_dims=min(PCA_DIMS, teacher.dim))
             vectors = {split: static.encode(texts, max_length=MAX_LENGTH) for split, texts in self.texts.items()}
@@ -165,7 +169,7 @@ class Serving:
         for way in self.ways:
             if way.failure:
                 continue
-            print(f"asking: {way.name}", file=sys.stderr, flush=True)
+            _say(f"asking {way.name}")
             try:
                 way.answer = open_saved(way.kind, way.folder, threads)
                 said = np.concatenate([way.answer(test[begin : begin + BATCH]) for begin in range(0, len(test), BATCH)])
@@ -175,7 +179,7 @@ class Serving:
             way.figures = {"accuracy": float((said == self.truth).mean()), "megabytes": megabytes(way.folder)}
         running = {way.name: way for way in self.ways if not way.failure}
         for title, asked in (("single", [[text] for text in test[:SINGLES]]), ("batch", [test[:BATCH]])):
-            print(f"timing: {title}", file=sys.stderr, flush=True)
+            _say(f"timing {title}")
             turns = {name: lambda a=way.answer, q=asked: [a(texts) for texts in q] for name, way in running.items()}
             seconds = by_turns(turns, self.options.rounds)
             number = sum(map(len, asked))
@@ -183,10 +187,14 @@ class Serving:
                 way.figures[f"{title}_seconds"] = seconds[name]
                 way.figures[f"{title}_texts_per_second"] = number / statistics.median(seconds[name])
                 way.figures[f"{title}_ratio"] = spread(ratios(seconds[TEACHER], seconds[name]))
+        self.measure_memory(list(running.values()), threads)
+
+    def measure_memory(self, ways: list[Way], threads: int) -> None:
+        """What a process of its own takes to open each way and answer one batch."""
         path = self.folder / "texts.json"
-        path.write_text(json.dumps(test[:BATCH]), encoding="utf-8")
-        for way in running.values():
-            print(f"memory: {way.name}", file=sys.stderr, flush=True)
+        path.write_text(json.dumps(self.texts["test"][:BATCH]), encoding="utf-8")
+        for way in ways if self.options.memory_runs else ():
+            _say(f"memory of {way.name}")
             command = [sys.executable, Path(__file__).with_name("served.py"), way.kind, way.folder, path]
             runs = [json.loads(_output([*command, str(threads)])) for _ in range(self.options.memory_runs)]
             for figure in ("added", "in_all"):
@@ -207,14 +215,24 @@ class Serving:
             for title in ("single", "batch"):
                 ratio = figures[f"{title}_ratio"]
                 cells.append(f"{ratio['median']:.3g} ({ratio['low']:.3g} to {ratio['high']:.3g})")
-            cells += [f"{figures['megabytes']:.1f}", f"{figures['mib_added']:.0f}", f"{figures['mib_in_all']:.0f}"]
+            memory = [f"{figures[name]:.0f}" if name in figures else "-" for name in ("mib_added", "mib_in_all")]
+            cells += [f"{figures['megabytes']:.1f}", *memory]
             print("| " + " | ".join(cells) + " |")
         options = self.options
         print(
             f"\n{len(self.texts['train']):,} training and {len(self.texts['test']):,} test texts of {len(self.names)} "
-            f"classes, cut at {MAX_LENGTH} tokens; students distilled in {options.steps} steps of 32 texts; {threads} "
-            f"threads; medians of {options.rounds} rounds by turns, with the lowest and the highest ratio."
+            f"classes, cut at {MAX_LENGTH} tokens; students distilled in {options.steps} steps of 32 texts; threads: "
+            f"{threads}; medians of {options.rounds} rounds by turns, with the lowest and the highest ratio."
         )
+
+
+def _say(what: str) -> None:
+    """What comes next, and the seconds since the start: of the run, and of this process on all cores."""
+    print(
+        f"{time.perf_counter() - _BEGIN:.0f} s ({time.process_time():.0f} s of work): {what}",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def _reason(error: Exception) -> str:
@@ -242,6 +260,7 @@ def without_senses(dictionary: SenseDictionary) -> SenseDictionary:
 def save_all(serving: Serving, options: argparse.Namespace) -> None:
     """Makes every way and saves it."""
     teacher = load_teacher(options.teacher or default_teacher())
+    _say("building the dictionary")
     dictionary = build_dictionary(
         teacher, serving.texts["train"], max_senses=20, max_length=MAX_LENGTH, disable_tqdm=True
     )
@@ -252,9 +271,10 @@ def save_all(serving: Serving, options: argparse.Namespace) -> None:
     serving.add_model("teacher with senses", make(teacher, dictionary, **fields), teacher)
     for layers in options.layers:
         name = f"{layers} layer{'s' * (layers > 1)}"
-        print(f"distilling: {name}", file=sys.stderr, flush=True)
+        _say(f"distilling {name}")
         targets = serving.folder / "targets"
-        trained = train(serving.bench, teacher, dictionary, {}, options.steps, 0, layers, targets)
+        with contextlib.redirect_stdout(sys.stderr):  # the trainer prints its losses
+            trained = train(serving.bench, teacher, dictionary, {}, options.steps, 0, layers, targets)
         model = make(teacher, dictionary, num_hidden_layers=layers, **fields).eval()
         model.model.load_state_dict(trained.state_dict())
         serving.add_model(f"{name}, senses", model, teacher)
@@ -272,13 +292,13 @@ def main() -> None:
     parser.add_argument("--layers", type=int, nargs="+", default=[2, 1], help="of the students")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="of PyTorch and the runtimes")
     parser.add_argument("--rounds", type=int, default=7, help="by turns, after one that does not count")
-    parser.add_argument("--memory-runs", type=int, default=1, help="processes a way whose peak's median counts")
+    parser.add_argument("--memory-runs", type=int, default=1, help="processes a way, the median counts; 0: none")
     parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile")
     parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
     parser.add_argument("--plot", type=Path, help="draw accuracy against speed to this file, .svg or .png")
     options = parser.parse_args()
-    if options.rounds < 1 or options.memory_runs < 1:
-        parser.error("--rounds and --memory-runs should be at least 1.")
+    if options.rounds < 1 or options.memory_runs < 0:
+        parser.error("--rounds should be at least 1, --memory-runs at least 0.")
     torch.set_num_threads(max(options.threads))
     by_threads: dict[str, list[dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory() as folder:

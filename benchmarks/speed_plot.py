@@ -11,8 +11,8 @@ from hf_sense.charts import figure_class_for_files
 _INK = "#808080"
 _COLOURS = {"senses": "#4477aa", "teacher": "#cc6677", "other": "#aa7733"}
 # Where a label may stand beside its point, in points: right, left, above, below, and farther off.
-_AROUND = ((9, 0), (-9, 0), (0, 9), (0, -9), (8, 8), (8, -8), (-8, 8), (-8, -8))
-_PLACES = [(x * far, y * far) for far in (1, 2, 3.5, 5) for x, y in _AROUND]
+_SIDES = ((9, 0), (-9, 0), (0, 9), (0, -9), (8, 8), (8, -8), (-8, 8), (-8, -8))
+_PLACES = [(x * far, y * far) for far in (1, 2, 3.5, 5) for x, y in _SIDES]
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
@@ -29,6 +29,8 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     colours = [_COLOURS[_kind(row["name"])] for row in rows]
     axes.scatter(*zip(*points), c=colours, s=45, zorder=2)
     axes.set_xscale("log")
+    for axis in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        axis(lambda value, _: f"{value:,.0f}" if f"{value:.0e}"[0] in "125" else "")
     axes.margins(0.18, 0.15)
     axes.set_xlabel("texts a second, by 64, tokenizing included (log scale)", color=_INK)
     axes.set_ylabel("accuracy %, all training texts labelled", color=_INK)

@@ -37,7 +37,7 @@ from hf_sense import (
 )
 from hf_sense.decoders import blind_cases, is_decoder, open_attention
 from hf_sense.evaluation import embed
-from hf_sense.llm2vec import LLM2VecSettings, read_settings, shortened, tokenized, wrapped
+from hf_sense.llm2vec import LLM2VecSettings, last_tokens, read_settings, shortened, text_lengths, wrapped
 from hf_sense.pooling import pool
 
 GOLDEN = Path(os.environ.get("HF_SENSE_SHARED") or Path(__file__).parents[2] / "shared") / "golden" / "llm2vec"
@@ -283,8 +283,8 @@ def test_wrappers(decoder_tokenizer):
     assert wrapped("hi ", "Say:", decoder_tokenizer, "org/other", "mean", False) == ("Say: ", "hi ")
     assert wrapped("hi", "", decoder_tokenizer, "org/other", "eos_token", False) == ("", "hi[SEP]")
     decoder_tokenizer.pad_token = "[SEP]"
-    batch = tokenized([("the game ", "my card"), ("", "rain")], decoder_tokenizer, 64)
-    assert batch["embed_mask"].sum(1).tolist() == [2, 1]
+    counts = text_lengths(["my card", "rain"], decoder_tokenizer, 64)
+    assert last_tokens(torch.tensor([[1, 1, 1, 1, 1], [0, 0, 0, 1, 1]]), counts).sum(1).tolist() == [2, 1]
     plain = PreTrainedTokenizerFast(tokenizer_object=decoder_tokenizer.backend_tokenizer)
     with pytest.raises(ValueError, match="chat template, and it has none"):
         wrapped("hi", "", plain, "org/other", "mean", True)
@@ -444,7 +444,12 @@ def test_equal_to_the_released_package(family, form):
     teacher.max_length = given["max_length"]
     teacher.tokenizer.pad_token, teacher.tokenizer.padding_side = teacher.tokenizer.eos_token, "left"
     pairs = [teacher.form.prepared(text, teacher.tokenizer, instruction) for instruction, text in given["pairs"]]
-    batch = tokenized(pairs, teacher.tokenizer, teacher.max_length)
+    joined = [before + text for before, text in pairs]
+    batch = teacher.tokenizer(
+        joined, padding=True, truncation=True, max_length=teacher.max_length, return_tensors="pt"
+    ).data  # fmt: skip
+    counts = text_lengths([text for _, text in pairs], teacher.tokenizer, teacher.max_length)
+    batch["embed_mask"] = last_tokens(batch["attention_mask"], counts)
     for name, tensor in batch.items():
         assert torch.equal(tensor, expected[name]), name
     hidden = teacher.hidden_states(batch["input_ids"], batch["attention_mask"])

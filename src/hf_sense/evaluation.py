@@ -7,7 +7,8 @@ tables of a dictionary are in ``hf_sense.report``.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -17,7 +18,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from hf_sense.corpus import Text, encode_corpus, iterate_texts
-from hf_sense.llm2vec import TextForm, last_tokens, text_length
+from hf_sense.llm2vec import TextForm, last_tokens, text_lengths
 from hf_sense.modeling_sense import SensePreTrainedModel
 from hf_sense.scores import (
     Label,
@@ -102,28 +103,23 @@ def embed(
         pairs = [form.prepared(text, tokenizer) for text in texts]
         texts = [before + text for before, text in pairs]
         if form.skips_instruction:
-            counts = np.array([text_length(text, tokenizer, limit) for _, text in pairs])
+            counts = np.array(text_lengths([text for _, text in pairs], tokenizer, limit))
     corpus = encode_corpus(texts, tokenizer, limit, quiet=quiet, disable_tqdm=disable_tqdm)
     vectors = torch.zeros(len(corpus.lengths), model.config.sense_dim)
     pad_id = tokenizer.pad_token_id or 0
-    training = inner.training
-    inner.eval()
-    try:
-        # Not inference_mode: the model keeps norms and weights between calls, and a later training step reads them.
-        with torch.no_grad(), _bar("Embedding", len(corpus.input_ids), disable_tqdm) as bar:
-            for rows in corpus.batches(batch_size):
-                tokens = int(corpus.lengths[rows].sum())
-                if tokens == 0:
-                    continue
-                batch = {name: tensor.to(model.device) for name, tensor in corpus.padded(rows, pad_id).items()}
-                hidden = inner(**batch).last_hidden_state
-                mask = batch["attention_mask"]
-                mask = mask if counts is None else last_tokens(mask, counts[rows].tolist())
-                pooled = inner.pool(hidden, batch["input_ids"], mask)
-                vectors[torch.from_numpy(rows)] = pooled.float().cpu()
-                bar.update(tokens)
-    finally:
-        inner.train(training)
+    # Not inference_mode: the model keeps norms and weights between calls, and a later training step reads them.
+    with _evaluating(inner), torch.no_grad(), _bar("Embedding", len(corpus.input_ids), disable_tqdm) as bar:
+        for rows in corpus.batches(batch_size):
+            tokens = int(corpus.lengths[rows].sum())
+            if tokens == 0:
+                continue
+            batch = {name: tensor.to(model.device) for name, tensor in corpus.padded(rows, pad_id).items()}
+            hidden = inner(**batch).last_hidden_state
+            mask = batch["attention_mask"]
+            mask = mask if counts is None else last_tokens(mask, counts[rows].tolist())
+            pooled = inner.pool(hidden, batch["input_ids"], mask)
+            vectors[torch.from_numpy(rows)] = pooled.float().cpu()
+            bar.update(tokens)
     return vectors
 
 
@@ -139,13 +135,8 @@ def predict(
     """The classifier's logits, float32 ``(texts, num_labels)`` on the CPU; arguments and errors as in ``embed``."""
     _check_classifier(model)
     vectors = embed(model, tokenizer, texts, max_length=max_length, batch_size=batch_size, disable_tqdm=disable_tqdm)
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            return model.classify(vectors.to(model.device, model.dtype)).float().cpu()
-    finally:
-        model.train(training)
+    with _evaluating(model), torch.no_grad():
+        return model.classify(vectors.to(model.device, model.dtype)).float().cpu()
 
 
 def fit_linear_head(
@@ -280,6 +271,21 @@ def _check_classifier(model: Any) -> None:
             "SenseModelForSequenceClassification, or load it with AutoModelForSequenceClassification; embed and "
             "few_shot_accuracy need none."
         )
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and afterwards the mode as it was."""
+    # Setting the mode of every module takes a sixth of the time of a short text, looking at it a tenth of that.
+    if not any(module.training for module in model.modules()):
+        yield
+        return
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 def _check_tokenizer(model: SensePreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

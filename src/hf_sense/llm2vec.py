@@ -220,30 +220,10 @@ def _template(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
     return before, after
 
 
-def tokenized(
-    pairs: list[tuple[str, str]], tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> dict[str, torch.Tensor]:
-    """Tokenizes what ``wrapped`` made, and marks the second parts.
-
-    Returns:
-        ``input_ids``, ``attention_mask`` and ``embed_mask``, int64 ``(texts, sequence)``, padded on the tokenizer's side;
-        ``embed_mask`` is 1 at as many last tokens as the second part has on its own.
-    """
-    batch = tokenizer(
-        [before + text for before, text in pairs],
-        padding=True,
-        truncation=True,
-        max_length=max_length,
-        return_tensors="pt",
-    )
-    mask = batch["attention_mask"]
-    counts = [text_length(text, tokenizer, max_length) for _, text in pairs]
-    return {"input_ids": batch["input_ids"], "attention_mask": mask, "embed_mask": last_tokens(mask, counts)}
-
-
-def text_length(text: str, tokenizer: PreTrainedTokenizerBase, max_length: int) -> int:
-    """The tokens that a text has on its own."""
-    return len(tokenizer(text, truncation=True, max_length=max_length, add_special_tokens=False)["input_ids"])
+def text_lengths(texts: list[str], tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[int]:
+    """The tokens that each text has on its own."""
+    rows = tokenizer(texts, truncation=True, max_length=max_length, add_special_tokens=False)["input_ids"]
+    return [len(row) for row in rows]
 
 
 def last_tokens(attention_mask: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:

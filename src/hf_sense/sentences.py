@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedTokenizerBase
 
-from hf_sense.llm2vec import TextForm, text_length
+from hf_sense.llm2vec import TextForm, text_lengths
 from hf_sense.pooling import frequency_weights
 from hf_sense.storage import write_text
 from hf_sense.vocabulary import tokenizer_fingerprint
@@ -132,7 +132,7 @@ def _own_prompt(
     if form.skips_instruction:
         ids = tokenizer(before)["input_ids"]
         theirs = len(ids) - (ids[-1] in tokenizer.all_special_ids)
-        ours = len(tokenizer(before + text)["input_ids"]) - text_length(text, tokenizer, 10**6)
+        ours = len(tokenizer(before + text)["input_ids"]) - text_lengths([text], tokenizer, 10**6)[0]
         if theirs != ours:
             raise ValueError(
                 f"Sentence Transformers would leave {theirs} tokens of each text out of its vector for the instruction "

@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import Any, get_args
 
+import numpy as np
 import torch
 from tqdm.auto import tqdm
 from transformers import (
@@ -34,9 +35,10 @@ from hf_sense.adapters import (
 )
 from hf_sense.attention import prove_bidirectional as prove_bidirectional
 from hf_sense.attention import set_attention
+from hf_sense.corpus import encode_corpus
 from hf_sense.decoders import Attention, is_decoder
 from hf_sense.folders import MODEL_TYPES, check_model_name
-from hf_sense.llm2vec import TextForm, find_file, read_json, tokenized
+from hf_sense.llm2vec import TextForm, find_file, last_tokens, read_json, text_lengths
 from hf_sense.padding import RightAligned
 from hf_sense.pooling import check_pooling, pool
 from hf_sense.ranks import processes
@@ -151,14 +153,16 @@ class Teacher:
                     "Give a shorter instruction."
                 )
         vectors = torch.zeros(len(rows), self.dim)
-        order = sorted(range(len(rows)), key=lambda row: -sum(map(len, pairs[row])))
-        for begin in tqdm(range(0, len(order), batch_size), desc="Encoding", unit=" batches", disable=disable_tqdm):
-            chosen = order[begin : begin + batch_size]
-            batch = tokenized([pairs[row] for row in chosen], self.tokenizer, self.max_length)
+        joined = ["".join(pair) for pair in pairs]
+        corpus = encode_corpus(joined, self.tokenizer, self.max_length, quiet=True, disable_tqdm=True)
+        counts = np.array(text_lengths([text for _, text in pairs], self.tokenizer, self.max_length))
+        for chosen in tqdm(corpus.batches(batch_size), desc="Encoding", unit=" batches", disable=disable_tqdm):
+            batch = corpus.padded(chosen, self.tokenizer.pad_token_id or 0)
             hidden = self.hidden_states(batch["input_ids"], batch["attention_mask"])
-            mask = batch["embed_mask"] if self.form.skips_instruction else batch["attention_mask"]
+            mask = batch["attention_mask"]
+            mask = last_tokens(mask, counts[chosen].tolist()) if self.form.skips_instruction else mask
             pooled = pool(hidden, mask.to(hidden.device), self.pooling)
-            vectors[torch.tensor(chosen)] = pooled.float().cpu()
+            vectors[torch.from_numpy(chosen)] = pooled.float().cpu()
         return vectors
 
     def description(self) -> dict[str, Any]:
