@@ -3,8 +3,8 @@
     python benchmarks/performance.py --data FOLDER
 
 The folder holds ``banking77``, ``tweeteval_emotion``, ``sst2`` and ``cola``, each with ``train.jsonl`` and ``test.jsonl``. The
-page's words stand in ``benchmarks/performance_page.py``; every figure on it comes from the runs. A run that fails ends it
-before anything is written.
+page's words stand in ``benchmarks/performance_page.py``; every figure on it comes from the runs. A run that fails ends it; what
+was measured before is kept in the results, and ``--only`` with the names that are left completes them.
 """
 
 from __future__ import annotations
@@ -72,7 +72,9 @@ def run(job: Job, data: Path, images: Path, folder: Path) -> dict[str, Any]:
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
     seconds = time.perf_counter() - begin
     if done.returncode:
-        raise SystemExit(f"{job.command} ended with {done.returncode}: its errors stand above. Nothing was written.")
+        raise SystemExit(
+            f"{job.command} ended with {done.returncode}: its errors stand above. The page was not written."
+        )
     print(f"[{seconds:5.0f} s] {job.command}\n{done.stdout}", flush=True)
     lines = [line for line in done.stdout.splitlines() if not line.startswith(("USDT", "{'processor'"))]
     figures = json.loads(output.read_text(encoding="utf-8"))
@@ -100,9 +102,10 @@ def main() -> None:
         for job in JOBS:
             if options.only is None or job.name in options.only:
                 results[job.name] = run(job, options.data, images, Path(folder))
-    temporary = options.results.with_suffix(".tmp")
-    temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(options.results)
+                # What is measured is kept, whatever comes after; the page waits for all.
+                temporary = options.results.with_suffix(".tmp")
+                temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+                temporary.replace(options.results)
     write_page(results, options.page)
     print(f"{sum(one['seconds'] for one in results.values()) / 60:.1f} minutes in all; wrote {options.page}.")
 

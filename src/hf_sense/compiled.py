@@ -95,6 +95,22 @@ def _gains_and_shifts(rows, halves, first, metric, gains, shifts):
 
 
 @njit(**_INNER)
+def _scores_of_four(x, y, z, w, rows, gains, shifts, scores):
+    """Of four states, into the rows of ``scores``."""
+    dim = rows.shape[1]
+    for row in range(len(rows)):
+        own = rows[row]
+        a = b = c = d = np.float32(0.0)
+        for at in range(dim):
+            a += x[at] * own[at]
+            b += y[at] * own[at]
+            c += z[at] * own[at]
+            d += w[at] * own[at]
+        scores[0, row], scores[1, row] = gains[row] * a - shifts[row], gains[row] * b - shifts[row]
+        scores[2, row], scores[3, row] = gains[row] * c - shifts[row], gains[row] * d - shifts[row]
+
+
+@njit(**_INNER)
 def _scores_of_two(x, y, rows, gains, shifts, to_x, to_y):
     count, dim = rows.shape
     row = 0
@@ -157,6 +173,12 @@ def _scores_of_group(hidden, order, at, stop, senses, scales, halves, metric, fi
         rows = _float32_rows(senses, scales, begin, end, bits)
         _gains_and_shifts(rows, halves, begin, metric, gains, shifts)
         one = at
+        while one + 4 <= stop:
+            _scores_of_four(
+                hidden[order[one]], hidden[order[one + 1]], hidden[order[one + 2]], hidden[order[one + 3]],
+                rows, gains, shifts, scores[one - at :, begin - first :],
+            )  # fmt: skip
+            one += 4
         while one + 2 <= stop:
             _scores_of_two(
                 hidden[order[one]], hidden[order[one + 1]], rows, gains, shifts,
