@@ -218,19 +218,33 @@ def profile(problems: tuple[torch.Tensor, ...], senses: int) -> dict[str, float]
 def draw_growth(path: Path, found: list[dict[str, Any]], senses: dict[str, list[float]]) -> None:
     """Both curves on logarithmic axes, each with the line of a cost that grows as its amount."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+    from speed_plot import INK
 
-    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    figure = Figure(figsize=(8.5, 3.4), layout="constrained")
     curves = (
         ("occurrences", [one["occurrences"] for one in found], [one["seconds"] for one in found]),
         ("senses a token", [int(count) for count in senses], list(senses.values())),
     )
     for axes, (label, amounts, seconds) in zip(figure.subplots(1, 2), curves):
         middle = [statistics.median(values) for values in seconds]
-        axes.loglog(amounts, middle, "o-", label="measured")
-        axes.loglog(amounts, [middle[-1] * amount / amounts[-1] for amount in amounts], "--", label="linear")
-        axes.set(xlabel=label, ylabel="seconds, one thread")
-        axes.legend()
-    figure.savefig(path)
+        axes.loglog(amounts, middle, "o-", color="#4477aa", label="measured")
+        linear = [middle[-1] * amount / amounts[-1] for amount in amounts]
+        axes.loglog(amounts, linear, "--", color="#cc6677", label="as the amount")
+        axes.set_xlabel(label, color=INK)
+        axes.set_ylabel("seconds, one thread", color=INK)
+        # Round numbers: the first and last digits of 10,033 say nothing.
+        axes.xaxis.set_major_locator(FixedLocator(amounts))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{float(f'{value:.1g}'):,.0f}"))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+        axes.tick_params(which="both", colors=INK)
+        axes.grid(color=INK, alpha=0.25, linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color(INK)
+        axes.legend(labelcolor=INK, frameon=False)
+    figure.savefig(path, transparent=True)
 
 
 def main() -> None:

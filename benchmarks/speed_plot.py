@@ -8,7 +8,7 @@ from typing import Any
 from hf_sense.charts import figure_class_for_files
 
 # Ink that can be read on white and on black alike; the page shows through behind it.
-_INK = "#808080"
+INK = "#808080"
 _COLOURS = {"senses": "#4477aa", "teacher": "#cc6677", "other": "#aa7733"}
 # Where a label may stand beside its point, in points: right, left, above, below, and farther off.
 _SIDES = ((9, 0), (-9, 0), (0, 9), (0, -9), (8, 8), (8, -8), (-8, 8), (-8, -8))
@@ -32,12 +32,12 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     for axis in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
         axis(lambda value, _: f"{value:,.0f}" if f"{value:.0e}"[0] in "125" else "")
     axes.margins(0.18, 0.15)
-    axes.set_xlabel("texts a second, by 64, tokenizing included (log scale)", color=_INK)
-    axes.set_ylabel("accuracy %, all training texts labelled", color=_INK)
-    axes.tick_params(which="both", colors=_INK)
-    axes.grid(color=_INK, alpha=0.25, linewidth=0.6)
+    axes.set_xlabel("texts a second, by 64, tokenizing included (log scale)", color=INK)
+    axes.set_ylabel("accuracy %, all training texts labelled", color=INK)
+    axes.tick_params(which="both", colors=INK)
+    axes.grid(color=INK, alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(_INK)
+    axes.spines[["left", "bottom"]].set_color(INK)
     figure.canvas.draw()  # fixes the layout, so that the labels' sizes are known
     renderer = figure.canvas.get_renderer()
     marks = [axes.transData.transform(point) for point in points]

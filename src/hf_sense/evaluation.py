@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -53,10 +52,6 @@ __all__ = [
     "predict",
     "word_sense_scores",
 ]
-
-
-# Of each tokenizer its length and fingerprint, which takes tens of milliseconds to find.
-_fingerprints: WeakKeyDictionary[Any, tuple[int, str]] = WeakKeyDictionary()
 
 
 def embed(
@@ -293,12 +288,10 @@ def _check_tokenizer(model: SensePreTrainedModel, tokenizer: PreTrainedTokenizer
     expected = model.config.tokenizer_fingerprint
     if expected is None:
         return
-    known = _fingerprints.get(tokenizer)
-    if known is None or known[0] != len(tokenizer):  # tokens may have been added
-        known = _fingerprints[tokenizer] = len(tokenizer), tokenizer_fingerprint(tokenizer)
-    if known[1] != expected:
+    found = tokenizer_fingerprint(tokenizer)
+    if found != expected:
         raise ValueError(
-            f"The tokenizer is not the model's: its fingerprint is {known[1]}, the model was made with {expected}. Pass the "
+            f"The tokenizer is not the model's: its fingerprint is {found}, the model was made with {expected}. Pass the "
             "teacher's tokenizer, which is saved beside the model."
         )
 

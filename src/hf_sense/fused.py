@@ -35,8 +35,8 @@ from hf_sense.ragged import (
 logger = logging.getLogger(__name__)
 
 _KINDS = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
-# Below so many multiplications a second thread costs more than it brings.
-_WORTH_A_THREAD = 2**20
+# Below so many multiplications a second thread brings nothing: it finds its core held by PyTorch's own, which wait for more.
+_WORTH_A_THREAD = 2**25
 
 
 @dataclass(frozen=True)

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+_fingerprints: WeakKeyDictionary[Any, tuple[int, str]] = WeakKeyDictionary()
+
+
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """The sha256, in hexadecimal, over the vocabulary sorted by id, special and added tokens included.
 
-    Two tokenizers with one fingerprint give every id the same token, so senses found with one serve the other.
+    Two tokenizers with one fingerprint give every id the same token, so senses found with one serve the other. It takes tens
+    of milliseconds to find, and is remembered as long as the tokenizer lives and has as many tokens.
     """
-    vocabulary = sorted((index, token) for token, index in tokenizer.get_vocab().items())
-    return hashlib.sha256(json.dumps(vocabulary, ensure_ascii=True, separators=(",", ":")).encode()).hexdigest()
+    known = _fingerprints.get(tokenizer)
+    if known is None or known[0] != len(tokenizer):
+        vocabulary = sorted((index, token) for token, index in tokenizer.get_vocab().items())
+        text = json.dumps(vocabulary, ensure_ascii=True, separators=(",", ":"))
+        known = _fingerprints[tokenizer] = len(tokenizer), hashlib.sha256(text.encode()).hexdigest()
+    return known[1]
 
 
 def token_id_of(token: str, tokenizer: PreTrainedTokenizerBase) -> int:
