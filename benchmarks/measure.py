@@ -17,11 +17,15 @@ from typing import Any
 import torch
 
 
-def by_turns(ways: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each way, once a round after one that does not count."""
+def by_turns(
+    ways: dict[str, Callable[[], Any]], rounds: int, before: Callable[[], Any] | None = None
+) -> dict[str, list[float]]:
+    """Seconds of each way, once a round after one that does not count; ``before`` runs, untimed, before each."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(rounds + 1):
         for name, run in ways.items():
+            if before:
+                before()
             begin = time.perf_counter()
             run()
             if number:

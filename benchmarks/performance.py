@@ -79,6 +79,7 @@ def run(job: Job, data: Path, images: Path, folder: Path) -> dict[str, Any]:
     lines = [line for line in done.stdout.splitlines() if not line.startswith(("USDT", "{'processor'"))]
     figures = json.loads(output.read_text(encoding="utf-8"))
     output.unlink()
+    figures.pop("arguments", None)  # folders of one machine; the command says the rest
     return {"command": job.command, "seconds": seconds, "printed": "\n".join(lines).strip(), "figures": figures}
 
 

@@ -133,21 +133,37 @@ def choice(hidden: torch.Tensor, token_ids: torch.Tensor, senses: Senses, rounds
     ways: dict[str, Callable[[], Any]] = {
         "loop": lambda: loop(hidden, listed, senses),
         "replaced": with_kernels("numba", lambda: choose(replaced=True)),
-        "replaced, PyTorch's kernels": with_kernels("torch", lambda: choose(replaced=True)),
         "chosen": with_kernels("numba", choose),
-        "chosen, PyTorch's kernels": with_kernels("torch", choose),
-        **{f"chosen, {name}": with_kernels("numba", lambda own=own: choose(own)) for name, own in narrow.items()},
         "reading once": lambda: read.sum(),
     }
     seconds = by_turns(ways, rounds)
-    for name, values in seconds.items():
-        print(f"  {name}: {shown(values, 'ms', 1e3)}")
+    # Written over, it leaves nothing else in the cache.
+    other = torch.ones(32 * 2**20)
+    empty = {f"{name}, cache emptied": values for name, values in by_turns(ways, rounds, lambda: other.add_(1)).items()}
+    plain = {
+        "replaced, PyTorch's kernels": with_kernels("torch", lambda: choose(replaced=True)),
+        "chosen, PyTorch's kernels": with_kernels("torch", choose),
+    }
+    slower = by_turns({"loop": ways["loop"], **plain}, rounds)
+    dtypes = {
+        "chosen": ways["chosen"],
+        **{f"chosen, {name}": with_kernels("numba", lambda own=own: choose(own)) for name, own in narrow.items()},
+    }
+    narrower = by_turns(dtypes, rounds)
     compared = {
         "loop over replaced": ratios(seconds["loop"], seconds["replaced"]),
-        "loop over replaced, PyTorch's kernels": ratios(seconds["loop"], seconds["replaced, PyTorch's kernels"]),
+        "loop over replaced, cache emptied": ratios(empty["loop, cache emptied"], empty["replaced, cache emptied"]),
+        "loop over replaced, PyTorch's kernels": ratios(slower["loop"], slower["replaced, PyTorch's kernels"]),
         "chosen over reading once": ratios(seconds["chosen"], seconds["reading once"]),
-        **{f"chosen, {name}, over float32": ratios(seconds[f"chosen, {name}"], seconds["chosen"]) for name in narrow},
+        "chosen over reading once, cache emptied": ratios(
+            empty["chosen, cache emptied"], empty["reading once, cache emptied"]
+        ),
+        **{f"chosen, {name}, over float32": ratios(narrower[f"chosen, {name}"], narrower["chosen"]) for name in narrow},
     }
+    seconds |= {**empty, **{name: slower[name] for name in plain}}
+    seconds |= {name: values for name, values in narrower.items() if name != "chosen"}
+    for name, values in seconds.items():
+        print(f"  {name}: {shown(values, 'ms', 1e3)}")
     for name, values in compared.items():
         print(f"  {name}: {shown(values, 'times')}")
     figures["ms"] = {name: spread(values, 1e3) for name, values in seconds.items()}
