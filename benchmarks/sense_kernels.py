@@ -291,7 +291,9 @@ def main() -> None:
         texts, stories = reuters_r8("train")[0][:2000], reuters_r8("test")[0]
         stories = [text for text in stories if len(text.split()) > TOKENS]
     teacher = load_teacher(options.teacher or str(teacher_folder()))
-    dictionary = build_dictionary(teacher, texts, max_senses=MAX_SENSES, max_length=128, disable_tqdm=True)
+    dictionary = build_dictionary(
+        teacher, texts, max_senses=MAX_SENSES, max_length=min(128, teacher.max_length), disable_tqdm=True
+    )
     depth = teacher.model.config.get_text_config().num_hidden_layers
     batch = dict(
         teacher.tokenizer(

@@ -44,7 +44,9 @@ def main() -> None:
     texts = options.texts.read_text(encoding="utf-8").splitlines() if options.texts else reuters_r8("train")[0]
     texts = [text for text in texts if text.strip()]
     teacher = load_teacher(options.teacher or str(teacher_folder()))
-    dictionary = build_dictionary(teacher, texts[:2000], max_senses=20, max_length=128, disable_tqdm=True)
+    dictionary = build_dictionary(
+        teacher, texts[:2000], max_senses=20, max_length=min(128, teacher.max_length), disable_tqdm=True
+    )
     texts = texts[: options.count]
     data = Dataset.from_dict({"text": texts})
     corpus = encode_corpus(texts, teacher.tokenizer, MAX_LENGTH, quiet=True, disable_tqdm=True)
