@@ -24,7 +24,7 @@ import torch
 from datasets import Dataset
 
 # The folder of this script is on the path.
-from measure import by_turns, shown
+from measure import by_turns, show, shown
 
 from hf_sense import (
     SenseDistillationConfig,
@@ -82,8 +82,7 @@ def replacement(teacher: Teacher, texts: list[str], rounds: int) -> dict[str, An
     print(
         f"Replacement, {tuple(batch['input_ids'].shape)} tokens, {pairs / batch['input_ids'].numel():.1f} senses a token"
     )
-    for name, values in seconds.items():
-        print(f"  {name}: {shown(values, 'ms', 1e3)}")
+    show(seconds, "ms", 1e3)
     print(f"  replacement over the {LAYERS} layers: {shown(share, '%', 100)}")
     return {"seconds": seconds, "share": statistics.median(share)}
 
@@ -123,8 +122,7 @@ def cached_targets(teacher: Teacher, texts: list[str], rounds: int) -> dict[str,
     ratio = [live / cached for live, cached in zip(seconds["live"], seconds["cached"])]
     apart = max(abs(a - b) for a, b in zip(losses["cached"], losses["live"], strict=True))
     print(f"Targets, an epoch of {len(texts)} texts cut at 96 tokens, {LAYERS} layers trained")
-    for name, values in seconds.items():
-        print(f"  {name}: {shown(values, 's')}")
+    show(seconds, "s")
     print(f"  live over cached: {shown(ratio, 'times')}; computing the targets once: {computing:.3g} s")
     print(
         f"  {len(losses['live'])} losses, {losses['live'][0]:.3f} to {losses['live'][-1]:.3f}, at most {apart:.1e} apart"

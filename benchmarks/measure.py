@@ -53,6 +53,12 @@ def shown(values: list[float], unit: str, factor: float = 1.0) -> str:
     return f"{figures['median']:.3g} {unit} ({figures['low']:.3g} to {figures['high']:.3g})"
 
 
+def show(values: dict[str, list[float]], unit: str, factor: float = 1.0) -> None:
+    """Prints a line for each name."""
+    for name, own in values.items():
+        print(f"  {name}: {shown(own, unit, factor)}")
+
+
 def machine() -> dict[str, Any]:
     """What the figures were taken on."""
     return {

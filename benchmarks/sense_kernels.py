@@ -24,11 +24,12 @@ import torch
 from costs import Given
 
 # The folder of this script is on the path.
-from measure import by_turns, machine, ratios, save, shown, spread
+from measure import by_turns, machine, ratios, save, show, shown, spread
 
 from hf_sense import SenseModel, build_dictionary, load_teacher
-from hf_sense.fused import Senses, choose_senses, sense_loss
+from hf_sense.fused import choose_senses, sense_loss
 from hf_sense.quantization import quantize
+from hf_sense.senses import Senses
 from hf_sense.teacher import Teacher
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
@@ -162,10 +163,8 @@ def choice(hidden: torch.Tensor, token_ids: torch.Tensor, senses: Senses, rounds
     }
     seconds |= {**empty, **{name: slower[name] for name in plain}}
     seconds |= {name: values for name, values in narrower.items() if name != "chosen"}
-    for name, values in seconds.items():
-        print(f"  {name}: {shown(values, 'ms', 1e3)}")
-    for name, values in compared.items():
-        print(f"  {name}: {shown(values, 'times')}")
+    show(seconds, "ms", 1e3)
+    show(compared, "times")
     figures["ms"] = {name: spread(values, 1e3) for name, values in seconds.items()}
     figures["ratios"] = {name: spread(values) for name, values in compared.items()}
     if slow:
@@ -197,10 +196,8 @@ def loss(hidden: torch.Tensor, token_ids: torch.Tensor, senses: Senses, rounds: 
         "loop over the loss, PyTorch's kernels": ratios(seconds["loop"], seconds["torch"]),
     }
     print("Loss, forward and backward")
-    for name, values in seconds.items():
-        print(f"  {name}: {shown(values, 'ms', 1e3)}")
-    for name, values in compared.items():
-        print(f"  {name}: {shown(values, 'times')}")
+    show(seconds, "ms", 1e3)
+    show(compared, "times")
     return {
         "ms": {name: spread(values, 1e3) for name, values in seconds.items()},
         "ratios": {name: spread(values) for name, values in compared.items()},
@@ -229,8 +226,7 @@ def forward(teacher: Teacher, model: SenseModel, batch: dict[str, torch.Tensor],
     share = [alone / whole for alone, whole in zip(seconds["replacement alone"], seconds["continuous"], strict=True)]
     layers = model.config.get_text_config().num_hidden_layers
     print(f"Forward pass, {layers} layers, {tuple(batch['input_ids'].shape)} tokens")
-    for name, values in seconds.items():
-        print(f"  {name}: {shown(values, 'ms', 1e3)}")
+    show(seconds, "ms", 1e3)
     print(f"  replacement alone over continuous: {shown(share, '%', 100)}")
     return {
         "layers": layers,
@@ -265,8 +261,7 @@ def training_step(teacher: Teacher, model: SenseModel, batch: dict[str, torch.Te
     seconds = by_turns({"senses": lambda: step(True), "squared error": lambda: step(False)}, 3 * rounds)
     ratio = ratios(seconds["senses"], seconds["squared error"])
     print(f"Training step, {model.config.get_text_config().num_hidden_layers} layers, embeddings frozen")
-    for name, values in seconds.items():
-        print(f"  {name}: {shown(values, 'ms', 1e3)}")
+    show(seconds, "ms", 1e3)
     print(f"  senses over squared error: {shown(ratio, 'times')}")
     return {
         "ms": {name: spread(values, 1e3) for name, values in seconds.items()},

@@ -18,7 +18,7 @@ import torch
 from datasets import Dataset
 
 # The folder of this script is on the path.
-from measure import by_turns, machine, ratios, save, shown, spread
+from measure import by_turns, machine, ratios, save, show, shown, spread
 from torch.utils.data import DataLoader
 
 from hf_sense import SenseModel, build_dictionary, compute_sense_targets, load_teacher
@@ -67,8 +67,7 @@ def main() -> None:
     seconds = by_turns({"the teacher alone": passes, "targets": compute}, options.rounds)
     ratio = ratios(seconds["targets"], seconds["the teacher alone"])
     print(f"Computing the targets of {len(texts)} texts, {len(corpus.input_ids)} tokens, a batch of {BATCH}")
-    for name, values in seconds.items():
-        print(f"  {name}: {shown(values, 's')}")
+    show(seconds, "s")
     print(f"  targets over the teacher alone: {shown(ratio, 'times')}")
     figures: dict[str, Any] = {
         "tokens": len(corpus.input_ids),
@@ -114,8 +113,7 @@ def main() -> None:
         seconds = by_turns({"read": read, "train": train}, options.rounds)
     share = ratios(seconds["read"], seconds["train"])
     print(f"An epoch of {len(kept)} batches, 1 layer trained, embeddings frozen")
-    for name, values in seconds.items():
-        print(f"  {name}: {shown(values, 'ms', 1e3)}")
+    show(seconds, "ms", 1e3)
     print(f"  reading over training: {shown(share, '%', 100)}")
     figures["ms"] = {name: spread(values, 1e3) for name, values in seconds.items()}
     figures["ratios"]["reading over training"] = spread(share)

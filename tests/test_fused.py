@@ -10,10 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_sense import fused
-from hf_sense.fused import Senses, choose_senses, sense_loss
+from hf_sense import SenseModel, fused, kernel_calls
+from hf_sense.fused import choose_senses, sense_loss
 from hf_sense.quantization import dequantize, quantize
 from hf_sense.ragged import NO_SENSE, RaggedIndex
+from hf_sense.senses import Senses
 
 pytest.importorskip("numba", reason="the compiled kernels need numba")
 DTYPES = ["float32", "bfloat16", "float16", "int8"]
@@ -29,7 +30,7 @@ def way(request, monkeypatch):
 @pytest.fixture(params=[1, 2])
 def threads(request, monkeypatch):
     """A part of the batch for each thread, however small it is."""
-    monkeypatch.setattr(fused, "_WORTH_A_THREAD", 1)
+    monkeypatch.setattr(kernel_calls, "_WORTH_A_THREAD", 1)
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
     yield request.param
@@ -184,6 +185,42 @@ def test_nan_and_width_and_nothing():
     assert torch.equal(replaced[owned[1:]], hidden[owned[1:]])
 
 
+def test_what_lies_outside_the_table_is_refused(monkeypatch):
+    """A kernel that looks at no bounds reads what is not its own: ids of another tokenizer, or a damaged file's offsets."""
+    hidden, ids, places, senses, _ = case()
+    for wrong in (len(senses.offsets) - 1, 10**9, -1):
+        other = ids.clone()
+        other[places[3]] = wrong
+        with pytest.raises(ValueError, match="vocabulary of the senses"):
+            choose_senses(hidden, other, places, senses, "l2")
+        with pytest.raises(ValueError, match="vocabulary of the senses"):
+            sense_loss(hidden, other, places, senses, "l2", senses.offsets[ids])
+    for offsets in (senses.offsets + 1, senses.offsets - 1, senses.offsets * 10**9, senses.offsets.flip(0)):
+        damaged = Senses(offsets, senses.rows)
+        with pytest.raises(ValueError, match="by its offsets, and the table has"):
+            sense_loss(hidden, ids, places, damaged, "l2", offsets[ids])
+    monkeypatch.setenv("HF_SENSE_COMPILED", "1")
+    with pytest.raises(ValueError, match="by its offsets, and the table has"):
+        choose_senses(hidden, ids, places, damaged, "l2")
+    with pytest.raises(ValueError, match="one hidden state a token"):
+        choose_senses(hidden[:9], ids, places, senses, "l2")
+    with pytest.raises(ValueError, match="should be one a row"):
+        Senses(senses.offsets, senses.rows, half_norms=torch.zeros(3))
+    with pytest.raises(ValueError, match="int8 need scales"):
+        Senses(senses.offsets, senses.rows.to(torch.int8))
+
+
+def test_a_damaged_models_offsets_are_refused(teacher, dictionary, texts, tmp_path):
+    """A model's file whose offsets point outside its senses makes the process read foreign memory."""
+    model = SenseModel.from_teacher(teacher, dictionary, num_hidden_layers=1)
+    model.sense_table.offsets[1:] += 10**7
+    model.save_pretrained(tmp_path)
+    loaded = SenseModel.from_pretrained(tmp_path)
+    batch = teacher.tokenizer(list(texts[:2]), padding=True, return_tensors="pt")
+    with pytest.raises(ValueError, match="by its offsets"):
+        loaded(**batch)
+
+
 def test_float16_numbers_below_the_normal_and_bfloat16_states():
     """Tiny float16 values come out as zero, or a model in bfloat16 gets float32 rows."""
     rows = torch.tensor([[6e-8, -3e-5, 65504.0, -1.0]], dtype=torch.float16)
@@ -213,7 +250,7 @@ def test_without_numba_pytorch_answers():
         "import sys; sys.modules['numba'] = None\n"
         "import importlib.util; find = importlib.util.find_spec\n"
         "importlib.util.find_spec = lambda name, *a: None if name == 'numba' else find(name, *a)\n"
-        "import torch, hf_sense\nfrom hf_sense.fused import *\n"
+        "import torch, hf_sense\nfrom hf_sense.fused import *\nfrom hf_sense.senses import Senses\n"
         "senses = Senses(torch.tensor([0, 2]), torch.eye(2))\n"
         "one = torch.zeros(1, dtype=torch.int64)\n"
         "assert choose_senses(torch.tensor([[0., 1.]]), one, one, senses, 'l2')[0].tolist() == [1]\n"

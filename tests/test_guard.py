@@ -14,7 +14,8 @@ from torch.utils._pytree import tree_leaves
 from hf_sense import SenseModel, compute_sense_targets
 from hf_sense.collator import SenseDataCollator
 from hf_sense.evaluation import embed
-from hf_sense.fused import Senses, choose_senses, sense_loss
+from hf_sense.fused import choose_senses, sense_loss
+from hf_sense.senses import Senses
 
 # What a tensor passes through on its way to NumPy, and other names for the same bytes: no work.
 NO_WORK = (
@@ -106,7 +107,7 @@ def test_work_a_batch_does_not_grow_with_its_tokens(way, work):
             work(*given)
         kernels.append(counter.kernels)
         calls.append(count[0])
-    assert kernels[0] == kernels[1] <= (35 if way == "compiled" else 100)
+    assert kernels[0] == kernels[1] <= (45 if way == "compiled" else 125)
     assert abs(calls[0] - calls[1]) <= 20
     assert calls[1] <= 250
 

@@ -360,3 +360,16 @@ def test_what_is_no_model_is_refused_by_name(dictionary, tmp_path):
         SenseModel.from_pretrained(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"There is no folder 'a/b/c'.*'org/name'"):
         SenseModelForSequenceClassification.from_pretrained("a/b/c")
+
+
+@pytest.mark.parametrize("selection", ["hard", "soft", "straight_through"])
+def test_a_compiled_model_answers_as_it_does_plain(teacher, dictionary, texts, selection):
+    """torch.compile traces into shapes that follow the text, and fails, or answers otherwise."""
+    model = SenseModel.from_teacher(teacher, dictionary, num_hidden_layers=1, selection=selection).eval()
+    compiled = torch.compile(model, backend="eager")
+    for few in (3, 5):
+        batch = teacher.tokenizer(list(texts[:few]), padding=True, return_tensors="pt")
+        expected = model(**batch, output_senses=True)
+        found = compiled(**batch, output_senses=True)
+        assert torch.equal(found.sense_ids, expected.sense_ids)
+        torch.testing.assert_close(found.last_hidden_state, expected.last_hidden_state)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from hf_sense.context_network import ContextNetwork as ContextNetwork
     from hf_sense.context_network import ContextNetworkConfig as ContextNetworkConfig
     from hf_sense.dictionary import SenseDictionary as SenseDictionary
+    from hf_sense.distillation_config import SenseDistillationConfig as SenseDistillationConfig
     from hf_sense.folded import FoldedSenseConfig as FoldedSenseConfig
     from hf_sense.folded import FoldedSenseModel as FoldedSenseModel
     from hf_sense.folded import FoldedSenseModelForSequenceClassification as FoldedSenseModelForSequenceClassification
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from hf_sense.modeling_sense import SenseModelForSequenceClassification as SenseModelForSequenceClassification
     from hf_sense.targets import compute_sense_targets as compute_sense_targets
     from hf_sense.teacher import load_teacher as load_teacher
-    from hf_sense.trainer import SenseDistillationConfig as SenseDistillationConfig
     from hf_sense.trainer import SenseDistillationTrainer as SenseDistillationTrainer
 
 __version__ = "0.1.0"
@@ -38,7 +38,7 @@ _HOMES = {
     "FoldedSenseModelForSequenceClassification": "folded",
     "SenseConfig": "configuration_sense",
     "SenseDictionary": "dictionary",
-    "SenseDistillationConfig": "trainer",
+    "SenseDistillationConfig": "distillation_config",
     "SenseDistillationTrainer": "trainer",
     "SenseModel": "modeling_sense",
     "SenseModelForSequenceClassification": "modeling_sense",

@@ -49,8 +49,9 @@ def distill(
         fail(f"A classifier needs two labels or more, but column {label_column!r} has only {labels[0]!r}.")
     from hf_sense import register
     from hf_sense.dictionary import SenseDictionary
+    from hf_sense.distillation_config import SenseDistillationConfig
     from hf_sense.modeling_sense import SenseModelForSequenceClassification
-    from hf_sense.trainer import SenseDistillationConfig, SenseDistillationTrainer
+    from hf_sense.trainer import SenseDistillationTrainer
 
     register()
     fields = _config_fields(context.args, SenseDistillationConfig, "distill")

@@ -299,6 +299,19 @@ def _add_rows(values, rows, out):
 
 
 @njit(**_OPTIONS)
+def fits(order, token_ids, offsets, rows):
+    """Whether every token has a place in the vocabulary, and its senses among so many rows."""
+    size = len(offsets) - 1
+    for place in order:
+        token = token_ids[place]
+        if token < 0 or token >= size or offsets[token] < 0 or offsets[token] > offsets[token + 1]:
+            return False
+        if offsets[token + 1] > rows:
+            return False
+    return True
+
+
+@njit(**_OPTIONS)
 def cuts(order, token_ids, offsets, parts):
     """Where to cut ``order`` into ``parts`` of about equal numbers of scores, never within a token, int64 ``(parts + 1,)``."""
     pairs = 0

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import torch
 
 from hf_sense import hub, storage
-from hf_sense.fused import Choice, Senses, choose_senses, has_compiled_kernels
+from hf_sense.fused import Choice, choose_senses, has_compiled_kernels
 from hf_sense.model_card import Provenance, dictionary_card, write_card
 from hf_sense.ragged import (
     Metric,
@@ -22,6 +22,7 @@ from hf_sense.ragged import (
     check_metric,
 )
 from hf_sense.row_blocks import RowBlocks
+from hf_sense.senses import Senses
 from hf_sense.vocabulary import token_id_of as token_id_of
 from hf_sense.vocabulary import tokenizer_fingerprint as tokenizer_fingerprint
 

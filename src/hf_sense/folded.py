@@ -14,7 +14,7 @@ from torch import nn
 from hf_sense.backbone import backbone_inputs, make_backbone, run_backbone
 from hf_sense.base_model import BaseSenseModel
 from hf_sense.configuration_sense import SenseConfig
-from hf_sense.fused import Senses, choose_senses
+from hf_sense.fused import choose_senses
 from hf_sense.modeling_sense import SenseClassifierOutput, SenseModelOutput
 from hf_sense.ragged import (
     NO_SENSE,
@@ -24,6 +24,7 @@ from hf_sense.ragged import (
     sense_log_probabilities,
     sense_scores,
 )
+from hf_sense.senses import Senses
 
 KEY_METRICS = ("l2", "cosine")
 
@@ -103,6 +104,8 @@ class FoldedTable(nn.Module):
         """The share of each token id among the occurrences behind the dictionary, ``(vocab_size,)``."""
         return self.token_shares
 
+    # As in ``SenseTable``: not for torch.compile to trace.
+    @torch.compiler.disable
     def replace(
         self,
         hidden: torch.Tensor,

@@ -8,18 +8,13 @@ environment keeps to PyTorch's.
 
 from __future__ import annotations
 
-import importlib.util
-import logging
 import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import lru_cache
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
+from torch.autograd.function import once_differentiable
 
+from hf_sense.kernel_calls import NOTHING, NOTHING_INT, NOTHING_ROWS, Plan, compiled_kernels
 from hf_sense.quantization import dequantize
 from hf_sense.ragged import (
     NO_SENSE,
@@ -31,48 +26,14 @@ from hf_sense.ragged import (
     sense_scores,
     take_senses,
 )
-
-logger = logging.getLogger(__name__)
+from hf_sense.senses import Senses
 
 _KINDS = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
-# Below so many multiplications a second thread brings nothing: it finds its core held by PyTorch's own, which wait for more.
-_WORTH_A_THREAD = 2**25
-
-
-@dataclass(frozen=True)
-class Senses:
-    """Senses as they lie in memory: token ``t`` owns the rows ``offsets[t]:offsets[t + 1]``.
-
-    Attributes:
-        offsets: int64 ``(vocab_size + 1,)``.
-        rows: float32, bfloat16, float16 or int8 ``(num_senses, dim)``; float64 without the compiled kernels.
-        scales: float32 ``(num_senses,)`` beside int8 rows.
-        half_norms: ``half_squared_norms`` of the rows, float32, if they are at hand; with ``dot`` they are not used.
-    """
-
-    offsets: torch.Tensor
-    rows: torch.Tensor
-    scales: torch.Tensor | None = None
-    half_norms: torch.Tensor | None = None
-
-    def of(self, token_ids: torch.Tensor) -> tuple[RaggedIndex, torch.Tensor, torch.Tensor | None]:
-        """The layout of ``token_ids`` ``(n,)``, the table it points into, and that table's global ids if it is a part.
-
-        Of rows narrower than float32 the table holds the batch's own alone, widened: PyTorch's fast kernels take no less.
-        """
-        if self.rows.dtype.itemsize >= 4:
-            return RaggedIndex.of(token_ids, self.offsets), self.rows, None
-        tokens, compact = token_ids.unique(return_inverse=True)
-        own = RaggedIndex.of(tokens, self.offsets)
-        rows = self.rows.index_select(0, own.sense_ids)
-        if self.scales is not None:
-            rows = dequantize(rows, self.scales.index_select(0, own.sense_ids))
-        return RaggedIndex.of(compact, own.starts), rows.float(), own.sense_ids
 
 
 def has_compiled_kernels() -> bool:
     """Whether Numba is installed and not switched off by ``HF_SENSE_COMPILED=0``."""
-    return os.environ.get("HF_SENSE_COMPILED", "1") != "0" and _kernels() is not None
+    return os.environ.get("HF_SENSE_COMPILED", "1") != "0" and compiled_kernels() is not None
 
 
 def runs_compiled(hidden: torch.Tensor, senses: Senses) -> bool:
@@ -136,12 +97,10 @@ def choose_senses(
     Raises:
         ValueError: if the widths differ, or as ``check_finite`` says.
     """
-    hidden, tokens = hidden.detach(), token_ids[places]
+    hidden = hidden.detach()
     best = torch.full_like(token_ids, NO_SENSE)
     if not runs_compiled(hidden, senses):
-        index, rows, global_ids = senses.of(tokens)
-        halves = senses.half_norms if global_ids is None else None
-        scores = sense_scores(hidden[places], index, rows, metric, halves, check_finite=check_finite)
+        index, rows, global_ids, scores = _scores(hidden, token_ids, places, senses, metric, check_finite)
         found = best_sense(scores, index)
         found = torch.where(found < len(rows), found, NO_SENSE)  # NaN equals no highest score
         best[places] = found if global_ids is None else _global(found, global_ids)
@@ -150,32 +109,46 @@ def choose_senses(
             replaced = hidden.index_copy(0, places, take_senses(rows, found, hidden[places]))
         return Choice(best, replaced, scores if output_scores else None)
     top = torch.full(token_ids.shape, -torch.inf)
-    plan = _Plan.of(hidden, token_ids, places, senses, metric)
-    starts, scores, out = _NOTHING_INT, _NOTHING, _NOTHING_ROWS
+    plan = Plan.of(hidden, token_ids, places, senses, metric)
+    starts, scores, out = NOTHING_INT, NOTHING, NOTHING_ROWS
     if output_scores:
-        lengths = senses.offsets[tokens + 1] - senses.offsets[tokens]
+        _, lengths = senses.spans(token_ids[places])
         ends = lengths.cumsum(0)
         starts = (ends - lengths)[plan.sorting]
         scores = torch.empty(int(ends[-1]) if len(ends) else 0)
     # The kernel sees a cosine's states at length one, which is not what should stand where a token has no sense.
-    whole = hidden.dtype == torch.float32 and metric != "cosine"
-    if output_replaced and whole:
+    puts = output_replaced and hidden.dtype == torch.float32 and metric != "cosine"
+    if puts:
         # Where every place counts the kernel writes every row.
         kept = hidden.contiguous()
         out = torch.empty_like(kept) if len(places) == len(hidden) else kept.clone()
     plan.run(plan.kernels.choose, best.numpy(), top.numpy(), starts.numpy(), scores.numpy(), out.numpy())
     if check_finite and not bool(torch.isfinite(top[places]).all()):
         # A token without a sense has no score.
-        bad = ~torch.isfinite(top[places]) & (senses.offsets[tokens + 1] > senses.offsets[tokens])
-    else:
-        bad = _NOTHING
-    if bool(bad.any()):
-        raise ValueError(
-            f"{int(bad.sum())} of {len(places)} hidden states give a sense score that is not finite (first at token "
-            f"{int(bad.nonzero()[0])}). Look for NaN or infinity in the model's output or in the dictionary's senses."
-        )
-    replaced = out if whole else _put(hidden, best, senses)
-    return Choice(best, replaced if output_replaced else None, scores if output_scores else None)
+        bad = ~torch.isfinite(top[places]) & (senses.spans(token_ids[places])[1] > 0)
+        if bool(bad.any()):
+            raise ValueError(
+                f"{int(bad.sum())} of {len(places)} hidden states give a sense score that is not finite (first at token "
+                f"{int(bad.nonzero()[0])}). Look for NaN or infinity in the model's output or in the dictionary's senses."
+            )
+    replaced = None
+    if output_replaced:
+        replaced = out if puts else _put(hidden, best, senses)
+    return Choice(best, replaced, scores if output_scores else None)
+
+
+def _scores(
+    hidden: torch.Tensor,
+    token_ids: torch.Tensor,
+    places: torch.Tensor,
+    senses: Senses,
+    metric: Metric,
+    check_finite: bool = False,
+) -> tuple[RaggedIndex, torch.Tensor, torch.Tensor | None, torch.Tensor]:
+    """What ``Senses.of`` gives for the places, and the scores by PyTorch's kernels."""
+    index, rows, global_ids = senses.of(token_ids[places])
+    halves = senses.half_norms if global_ids is None else None
+    return index, rows, global_ids, sense_scores(hidden[places], index, rows, metric, halves, check_finite=check_finite)
 
 
 def _put(hidden: torch.Tensor, best: torch.Tensor, senses: Senses) -> torch.Tensor:
@@ -214,19 +187,16 @@ def sense_loss(
         float32 ``(m,)``, nats; int64 ``(m,)``, the best sense of each of ``places``.
 
     Raises:
-        ValueError: if a target is not a sense of its token.
+        ValueError: if a target is not a sense of its token, or a token has no place in the table.
     """
-    tokens, wanted = token_ids[places], targets[places]
-    first = senses.offsets[tokens]
-    check_targets(wanted, first, senses.offsets[tokens + 1] - first)
+    wanted = targets[places]
+    check_targets(wanted, *senses.spans(token_ids[places]))
     if not runs_compiled(hidden, senses):
-        index, rows, global_ids = senses.of(tokens)
-        halves = senses.half_norms if global_ids is None else None
-        scores = sense_scores(hidden[places], index, rows, metric, halves, check_finite=False)
+        index, rows, global_ids, scores = _scores(hidden, token_ids, places, senses, metric)
+        best = best_sense(scores.detach(), index)
         if global_ids is not None:
             wanted = torch.searchsorted(global_ids, wanted)
-        best = best_sense(scores.detach(), index)
-        best = best if global_ids is None else _global(best.clamp_max(len(rows) - 1), global_ids)
+            best = _global(best.clamp_max(len(rows) - 1), global_ids)
         return sense_cross_entropy(scores / temperature, index, wanted), best
     states = hidden.to(torch.float32)
     if metric == "cosine":
@@ -246,12 +216,12 @@ class _SenseLoss(torch.autograd.Function):
         targets: torch.Tensor,
         temperature: float,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        plan = _Plan.of(hidden, token_ids, places, senses, metric, normalized=True)
+        plan = Plan.of(hidden, token_ids, places, senses, metric, normalized=True)
         best = torch.full_like(token_ids, NO_SENSE)
         loss = torch.zeros(len(token_ids))
         grad = torch.zeros_like(hidden, memory_format=torch.contiguous_format) if ctx.needs_input_grad[0] else None
         sharpness = plan.kernels.np.float32(1 / temperature)
-        outputs = best.numpy(), loss.numpy(), (_NOTHING_ROWS if grad is None else grad).numpy()
+        outputs = best.numpy(), loss.numpy(), (NOTHING_ROWS if grad is None else grad).numpy()
         plan.run(plan.kernels.cross_entropy, targets.contiguous().numpy(), sharpness, *outputs)
         ctx.places, ctx.grad = places, grad
         chosen = best[places]
@@ -259,100 +229,7 @@ class _SenseLoss(torch.autograd.Function):
         return loss[places], chosen
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         weights = torch.zeros(len(ctx.grad)).index_copy(0, ctx.places, grads[0])
         return (ctx.grad * weights.unsqueeze(-1), *[None] * 6)
-
-
-_NOTHING, _NOTHING_ROWS = torch.empty(0), torch.empty(0, 0)
-_NOTHING_INT = torch.empty(0, dtype=torch.int64)
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """A batch's places in the order of their tokens, cut for the threads, and the arrays that the kernels take."""
-
-    kernels: Any
-    sorting: torch.Tensor
-    order: Any
-    bounds: list[int]
-    hidden: Any
-    table: tuple[Any, ...]
-
-    @classmethod
-    def of(
-        cls,
-        hidden: torch.Tensor,
-        token_ids: torch.Tensor,
-        places: torch.Tensor,
-        senses: Senses,
-        metric: Metric,
-        normalized: bool = False,
-    ) -> _Plan:
-        if hidden.shape[1] != senses.rows.shape[1]:
-            raise ValueError(
-                f"Expected hidden states (tokens, dim) and senses (num_senses, dim) of one width, but got "
-                f"{tuple(hidden.shape)} and {tuple(senses.rows.shape)}. A student narrower than its teacher needs a "
-                "projection."
-            )
-        kernels = _kernels()
-        states = hidden.detach().to(torch.float32)
-        if metric == "cosine" and not normalized:
-            states = torch.nn.functional.normalize(states, dim=-1, eps=1e-12)
-        sorting = torch.argsort(token_ids[places])
-        order = places[sorting].numpy()
-        ids, offsets = token_ids.contiguous().numpy(), senses.offsets.contiguous().numpy()
-        parts = _parts(8 * len(order) * hidden.shape[1])
-        bounds = kernels.cuts(order, ids, offsets, parts).tolist() if parts > 1 else [0, len(order)]
-        halves = _NOTHING if senses.half_norms is None or metric == "dot" else senses.half_norms
-        table = ids, offsets, *_arrays(senses), halves.contiguous().numpy(), kernels.METRICS[metric]
-        return cls(kernels, sorting, order, bounds, states.contiguous().numpy(), table)
-
-    def run(self, kernel: Callable[..., None], *rest: Any) -> None:
-        """Calls ``kernel`` on each part of the order, every part on a thread of its own."""
-        _spread(lambda begin, end: kernel(self.hidden, self.order, begin, end, *self.table, *rest), self.bounds)
-
-
-def _arrays(senses: Senses) -> tuple[Any, Any]:
-    rows = senses.rows.detach().contiguous()
-    if rows.dtype == torch.bfloat16:
-        rows = rows.view(torch.int16)
-    array = rows.numpy()
-    if rows.dtype == torch.float16:
-        array = array.view("uint16")
-    return array, (_NOTHING if senses.scales is None else senses.scales.contiguous()).numpy()
-
-
-def _parts(work: int) -> int:
-    return max(1, min(torch.get_num_threads(), work // _WORTH_A_THREAD))
-
-
-def _spread(call: Callable[[int, int], None], bounds: list[int]) -> None:
-    stretches = [(begin, end) for begin, end in pairwise(bounds) if end > begin]
-    if len(stretches) <= 1:
-        for begin, end in stretches:
-            call(begin, end)
-        return
-    # Kernels let go of the interpreter, so that threads run side by side; this one takes a part too.
-    others = [_pool(os.getpid()).submit(call, *stretch) for stretch in stretches[1:]]
-    call(*stretches[0])
-    for other in others:
-        other.result()
-
-
-@lru_cache(maxsize=1)
-def _pool(process: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(max_workers=os.cpu_count() or 1, thread_name_prefix="hf_sense")
-
-
-@lru_cache(maxsize=1)
-def _kernels() -> Any:
-    if importlib.util.find_spec("numba") is None:
-        return None
-    try:
-        from hf_sense import compiled
-    except (ImportError, RuntimeError) as error:
-        # Numba is there and does not fit NumPy, or finds no folder to keep what it compiles.
-        logger.warning("Numba's kernels cannot be used (%s); PyTorch's run instead.", error)
-        return None
-    return compiled

@@ -12,7 +12,7 @@ from torch import nn
 
 from hf_sense.configuration_sense import SenseConfig
 from hf_sense.dictionary import SenseDictionary
-from hf_sense.fused import Senses, choose_senses, has_compiled_kernels
+from hf_sense.fused import choose_senses, has_compiled_kernels
 from hf_sense.ragged import (
     NO_SENSE,
     RaggedIndex,
@@ -22,6 +22,7 @@ from hf_sense.ragged import (
     sense_log_probabilities,
     sense_scores,
 )
+from hf_sense.senses import Senses
 
 
 class SenseTable(nn.Module):
@@ -132,6 +133,7 @@ class SenseTable(nn.Module):
             means = expected_sense(counts / totals[index.rows], index, senses, means)
         return means.view(*input_ids.shape, senses.shape[1])
 
+    @torch.compiler.disable
     def add_means(self, states: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
         """States plus their tokens' means, ``(batch, sequence, dim)``; zeros where a token has no sense.
 
@@ -145,6 +147,8 @@ class SenseTable(nn.Module):
         total = states + self.token_means(input_ids).to(states.dtype)
         return total.view(-1, total.shape[-1]).index_fill_(0, bare, 0.0).view_as(total)
 
+    # Shapes follow each token's number of senses: torch.compile traces what is before and after.
+    @torch.compiler.disable
     def replace(
         self,
         contextual: torch.Tensor,
