@@ -73,8 +73,9 @@ def test_only_the_batchs_own_rows_are_unpacked(teacher, small, batch, monkeypatc
     monkeypatch.setenv("HF_SENSE_COMPILED", compiled)
     model = SenseModel.from_teacher(teacher, small)
     unpacked = []
-    plain = hf_sense.fused.dequantize
-    monkeypatch.setattr(hf_sense.fused, "dequantize", lambda *parts: unpacked.append(len(parts[0])) or plain(*parts))
+    plain = hf_sense.senses.dequantize
+    for module in (hf_sense.senses, hf_sense.fused):
+        monkeypatch.setattr(module, "dequantize", lambda *parts: unpacked.append(len(parts[0])) or plain(*parts))
     model(**batch)
     tokens = batch["input_ids"][batch["attention_mask"].bool()].unique()
     own = int((small.offsets[tokens + 1] - small.offsets[tokens]).sum())
