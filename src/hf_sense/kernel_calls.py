@@ -67,17 +67,19 @@ class Plan:
                 f"{tuple(hidden.shape)} and {tuple(senses.rows.shape)}. A student narrower than its teacher needs a "
                 "projection."
             )
+        from hf_sense.compiled_order import cuts, fits, sorting_by
+
         kernels, tokens = compiled_kernels(), token_ids[places]
         states = hidden.detach().to(torch.float32)
         if metric == "cosine" and not normalized:
             states = torch.nn.functional.normalize(states, dim=-1, eps=1e-12)
-        sorting = torch.argsort(tokens)
+        sorting = torch.from_numpy(sorting_by(tokens.numpy()))
         order = places[sorting].numpy()
         ids, offsets = token_ids.contiguous().numpy(), senses.offsets.contiguous().numpy()
-        if not kernels.fits(order, ids, offsets, len(senses.rows)):
+        if not fits(order, ids, offsets, len(senses.rows)):
             senses.spans(tokens)  # says what does not
         parts = _parts(8 * len(order) * hidden.shape[1])
-        bounds = kernels.cuts(order, ids, offsets, parts).tolist() if parts > 1 else [0, len(order)]
+        bounds = cuts(order, ids, offsets, parts).tolist() if parts > 1 else [0, len(order)]
         halves = NOTHING if senses.half_norms is None or metric == "dot" else senses.half_norms
         table = ids, offsets, *_arrays(senses), halves.contiguous().numpy(), kernels.METRICS[metric]
         return cls(kernels, sorting, order, bounds, states.contiguous().numpy(), table)
