@@ -23,18 +23,20 @@ KERNELS = """## Choosing a sense, and the loss
 Which kernels run is decided in one place, `hf_sense.fused`, by what was measured here. On a CPU with Numba installed
 (`pip install "hf-sense[fast]"`) kernels compiled for the machine go through a batch in the order of its tokens: all
 occurrences of a token meet its senses while these are in the cache, so that each row comes from memory once, as it is kept:
-float32, bfloat16, float16 or int8. Four occurrences are multiplied at a time, or two by two senses. Where Numba is not, on other
+float32, bfloat16, float16 or int8. Four occurrences are multiplied by two senses at a time. Where Numba is not, on other
 devices, and where senses are trained, PyTorch's sparse products run: they read a row once for each occurrence.
 
 *The loop* is what one would write first: for each token a matrix product, an arg max and a copy; for the loss a cross-entropy.
 *Reading once* is a sum over the batch's distinct sense rows laid side by side, which a choice has to read: the limit.
 
-Where an aim is missed, and why. *Reading once* goes straight through memory; a choice reads a few rows here and a few there, and
-multiplies. With the cache emptied before each turn that costs more than twice a straight read, whatever the kernel does: bringing
-the next token's rows ahead of time, huge pages under the table, and norms given instead of computed changed nothing beyond noise;
-four occurrences at a time gained a tenth. At width 4,096 the loop is bound by memory as everything else is, so that it cannot be
-beaten tenfold: it takes about ten to twelve times as long as one read of its rows, and writing the replaced states into new
-memory takes longer than choosing them.
+What made it fast: each token's rows are read straight through once, for their norms, before several of them are multiplied at a
+time. Products that are the first to touch their rows wait for memory at several places at once. Bringing the next token's rows
+ahead of time, huge pages under the table, and norms given instead of computed changed nothing beyond noise.
+
+Where an aim is missed, and why. With the cache emptied before each turn a choice, which reads a few rows here and a few there,
+takes longer over a straight read than with rows in it. At width 4,096 the loop is bound by memory as everything else is, so that
+it cannot be beaten tenfold: one read of the distinct rows is already a large part of a tenth of its time, and writing the replaced
+states into new memory, whose pages the system hands out one by one, takes longer than choosing them.
 """
 
 TARGETS = """## Targets

@@ -37,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teacher", help="folder or Hub id of an encoder; all-MiniLM-L6-v2 if not given")
     parser.add_argument("--texts", type=Path, help="a file with a text a line; stories of Reuters R8 if not given")
-    parser.add_argument("--count", type=int, default=128, help="texts to compute targets for")
+    parser.add_argument("--count", type=int, default=256, help="texts to compute targets for")
     parser.add_argument("--rounds", type=int, default=9, help="measured turns of each way")
     parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
     options = parser.parse_args()
