@@ -35,8 +35,8 @@ ahead of time, huge pages under the table, and norms given instead of computed c
 
 Where an aim is missed, and why. With the cache emptied before each turn a choice, which reads a few rows here and a few there,
 takes longer over a straight read than with rows in it. At width 4,096 the loop is bound by memory as everything else is, so that
-it cannot be beaten tenfold: one read of the distinct rows is already a large part of a tenth of its time, and writing the replaced
-states into new memory, whose pages the system hands out one by one, takes longer than choosing them.
+it cannot be beaten tenfold: one read of the distinct rows is already a large part of a tenth of its time, and writing the
+replaced states into new memory, whose pages the system hands out one by one, takes longer than choosing them.
 """
 
 TARGETS = """## Targets
