@@ -11,6 +11,8 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_sense.ragged import NO_SENSE
 
+# The columns of a token's codes, before the number of their level.
+CODE_LABELS = "code_labels_"
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
@@ -31,6 +33,8 @@ class SenseDataCollator:
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """One batch: int64 ``(batch, sequence)`` tensors; ``sense_labels`` are global sense ids.
 
+        ``code_labels``, if the rows hold codes, are ``(batch, sequence, levels)``, -100 where there is no sense.
+
         Raises:
             ValueError: if the rows hold ``sense_indices`` and no offsets were given.
         """
@@ -48,6 +52,8 @@ class SenseDataCollator:
             "sense_labels": NO_SENSE,
             "sense_indices": -1,
         }
+        levels = sorted((name for name in rows[0] if name.startswith(CODE_LABELS)), key=lambda name: (len(name), name))
+        fills |= dict.fromkeys(levels, 0)
         batch = {}
         for name, fill in fills.items():
             if name in rows[0]:
@@ -60,4 +66,7 @@ class SenseDataCollator:
                 raise ValueError("sense_indices are places among a token's senses: SenseDataCollator needs offsets=.")
             indices = batch.pop("sense_indices")
             batch["sense_labels"] = torch.where(indices >= 0, self.offsets[batch["input_ids"]] + indices, NO_SENSE)
+        if levels and "sense_labels" in batch:
+            stacked = torch.stack([batch.pop(name) for name in levels], -1)
+            batch["code_labels"] = stacked.masked_fill(batch["sense_labels"].unsqueeze(-1) < 0, NO_SENSE)
         return batch

@@ -22,7 +22,7 @@ def natural_temperature(dictionary: SenseDictionary, metric: str | None = None) 
     """The temperature at which ``l2`` scores are log-likelihoods of Gaussians with the variance of a token's occurrences.
 
     With ``v`` the mean squared distance of a token's occurrences to their mean, over tokens of two or more senses and each
-    as often as it occurs, that is ``v / 24`` for ``l2`` and ``dot``; for ``cosine`` it is divided by the mean squared length
+    as often as it occurs, that is ``v / 24`` for ``l2`` and ``dot`` (of a dictionary with codes, over all its tokens); for ``cosine`` it is divided by the mean squared length
     of the senses. ``v`` includes the spread within senses, so that it hardly depends on how many senses there are. Of a
     table of more than 262,144 senses a part is read.
 
@@ -34,7 +34,7 @@ def natural_temperature(dictionary: SenseDictionary, metric: str | None = None) 
         A number above 0; 1 where no token has two senses that differ.
     """
     lengths = dictionary.offsets[1:] - dictionary.offsets[:-1]
-    tokens = (lengths > 1).nonzero().squeeze(-1)
+    tokens = (lengths > (1 if dictionary.codes is None else 0)).nonzero().squeeze(-1)
     tokens = tokens[:: 1 + int(lengths[tokens].sum()) // _MOST_ROWS]
     scatter, squares, occurrences = 0.0, 0.0, 0
     blocks = lengths[tokens].cumsum(0) // _ROWS_AT_ONCE
