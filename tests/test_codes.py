@@ -85,7 +85,8 @@ def test_choice_is_that_of_a_plain_loop(way, metric, dtype):
     assert torch.equal(found_senses, senses)
     assert torch.equal(found_senses, dictionary.lookup(ids, hidden, mask))
     assert torch.equal(found_codes, codes)
-    assert (codes >= 0).any() and (codes < 0).any()
+    assert (codes >= 0).any()
+    assert (codes < 0).any()
     torch.testing.assert_close(dictionary.replace(ids, hidden, mask), states.float(), atol=1e-5, rtol=1e-5)
 
 
@@ -152,7 +153,7 @@ def test_losses_are_their_definition_and_their_gradients_are_right():
     for loss in (lambda h: codes.cross_entropy(h, wanted, 0.5)[0], lambda h: codes.divergence(h, teacher, wanted, 0.5)):
         assert torch.autograd.gradcheck(loss, (residuals,))
     assert torch.autograd.gradcheck(lambda h: codes.expected(h, 0.5), (residuals,))
-    with pytest.raises(ValueError, match="come from another|belong to one dictionary"):
+    with pytest.raises(ValueError, match="belong to one dictionary"):
         codes.cross_entropy(residuals, wanted + 5)
 
 
@@ -160,7 +161,9 @@ def test_fitting_finds_clusters_level_by_level():
     """Centres lie between clusters, a level fits what was there before the one above it, or the zero is missing."""
     draw = torch.Generator().manual_seed(0)
     coarse, fine = 50 * torch.randn(6, 12, generator=draw), 5 * torch.randn(4, 12, generator=draw)
-    residuals = torch.cat([coarse[i] + fine[j] + 0.1 * torch.randn(20, 12, generator=draw) for i in range(6) for j in range(4)])
+    residuals = torch.cat(
+        [coarse[i] + fine[j] + 0.1 * torch.randn(20, 12, generator=draw) for i in range(6) for j in range(4)]
+    )
     codes = fit_codes(residuals, torch.ones(len(residuals)), 7, 2)
     assert codes.values.shape == (2, 7, 12)
     assert not bool(codes.values[:, 0].any())
@@ -202,9 +205,7 @@ def test_a_build_gives_codes_that_help(teacher, texts, coded):
     inputs = dict(teacher.tokenizer(list(texts), padding=True, return_tensors="pt"))
     states = teacher.hidden_states(**inputs)
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
-    away = [
-        float((d.replace(ids, states, mask) - states)[mask.bool()].square().sum(1).mean()) for d in (plain, coded)
-    ]
+    away = [float((d.replace(ids, states, mask) - states)[mask.bool()].square().sum(1).mean()) for d in (plain, coded)]
     assert away[1] < 0.5 * away[0]
     again = build_dictionary(teacher, texts, max_senses=1, codes=8, code_levels=2, disable_tqdm=True)
     assert torch.equal(again.codes.values, coded.codes.values)
@@ -218,7 +219,9 @@ def test_a_build_takes_a_bounded_part(teacher, texts, monkeypatch):
     seen = []
     fit = code_training.fit_codes
     monkeypatch.setattr(code_training, "_MOST_POINTS", 100)
-    monkeypatch.setattr(code_training, "fit_codes", lambda own, *rest, **more: seen.append(own.clone()) or fit(own, *rest, **more))
+    monkeypatch.setattr(
+        code_training, "fit_codes", lambda own, *rest, **more: seen.append(own.clone()) or fit(own, *rest, **more)
+    )
     for _ in range(2):
         build_dictionary(teacher, texts, max_senses=1, codes=8, disable_tqdm=True)
     assert len(seen[0]) == 100
@@ -338,7 +341,9 @@ def test_widths_are_compared():
         random_codes().encode(torch.zeros(2, 3))
 
 
-@pytest.mark.parametrize("dtypes", [(torch.float32, torch.float32), (torch.int8, torch.int8), (torch.int8, torch.float32)])
+@pytest.mark.parametrize(
+    "dtypes", [(torch.float32, torch.float32), (torch.int8, torch.int8), (torch.int8, torch.float32)]
+)
 def test_merging_keeps_the_codes_of_both(dtypes):
     """A merged dictionary stands farther from a state than one of its parts."""
     first = make().to(dtypes[0])

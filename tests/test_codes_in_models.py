@@ -95,7 +95,12 @@ def test_the_collator_stacks_levels(teacher, coded, side):
     tokenizer.padding_side = side
     token = int(coded.offsets.diff().argmax())
     rows = [
-        {"input_ids": [token] * n, "sense_indices": [0] * (n - 1) + [-1], "code_labels_1": list(range(n)), "code_labels_2": [7] * n}
+        {
+            "input_ids": [token] * n,
+            "sense_indices": [0] * (n - 1) + [-1],
+            "code_labels_1": list(range(n)),
+            "code_labels_2": [7] * n,
+        }
         for n in (3, 5)
     ]
     made = SenseDataCollator(tokenizer, offsets=coded.offsets)(rows)
@@ -295,7 +300,11 @@ def test_graphs_take_the_same_codes(teacher, coded, batch, selection):
 def test_the_temperature_of_means_is_that_of_their_spread(coded):
     """With one sense a token the temperature is 1, whatever the states' length."""
     scaled = SenseDictionary(
-        coded.senses * 10, coded.offsets, coded.counts, coded.spread * 100, codes=type(coded.codes)(coded.codes.values * 10)
+        coded.senses * 10,
+        coded.offsets,
+        coded.counts,
+        coded.spread * 100,
+        codes=type(coded.codes)(coded.codes.values * 10),
     )
     assert natural_temperature(scaled) == pytest.approx(100 * natural_temperature(coded), rel=1e-4)
     if int(coded.offsets.diff().max()) == 1:

@@ -73,6 +73,13 @@ def choose_in(
     if codes is not None and codes.values.device != hidden.device:
         codes = ResidualCodes(codes.vectors.to(hidden.device), check_values=False)
     choice = choose_senses(
-        hidden, token_ids, places, senses, dictionary.metric, output_replaced=output_replaced, check_finite=True, codes=codes
+        hidden,
+        token_ids,
+        places,
+        senses,
+        dictionary.metric,
+        output_replaced=output_replaced,
+        check_finite=True,
+        codes=codes,
     )
     return choice if global_ids is None else choice.numbered(global_ids)

@@ -10,10 +10,18 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from hf_sense.ragged import NO_SENSE
+from hf_sense.residual_codes import ResidualCodes
 
-# The columns of a token's codes, before the number of their level.
-CODE_LABELS = "code_labels_"
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+# Before the number of the level.
+_CODE_LABELS = "code_labels_"
+
+
+def code_columns(codes: ResidualCodes | None) -> list[str]:
+    """The names of the columns that hold a token's codes, one a level."""
+    return [] if codes is None else [f"{_CODE_LABELS}{level + 1}" for level in range(codes.levels)]
 
 
 @dataclass
@@ -52,7 +60,7 @@ class SenseDataCollator:
             "sense_labels": NO_SENSE,
             "sense_indices": -1,
         }
-        levels = sorted((name for name in rows[0] if name.startswith(CODE_LABELS)), key=lambda name: (len(name), name))
+        levels = sorted((name for name in rows[0] if name.startswith(_CODE_LABELS)), key=lambda name: (len(name), name))
         fills |= dict.fromkeys(levels, 0)
         batch = {}
         for name, fill in fills.items():

@@ -122,7 +122,6 @@ class PaddedSenses(nn.Module):
         replaced = torch.where(has.unsqueeze(-1), chosen.to(contextual.dtype), contextual)
         return replaced, torch.where(has, best, NO_SENSE)
 
-
     def _codes_of(self, residuals: torch.Tensor, soft: bool, temperature: float) -> torch.Tensor:
         """The codes of ``residuals`` ``(batch, sequence, dim)``, or their means, as ``hf_sense.residual_codes`` has them."""
         left = residuals

@@ -52,9 +52,7 @@ class FoldedSenseConfig(SenseConfig):
         "AutoModelForSequenceClassification": "FoldedSenseModelForSequenceClassification",
     }
 
-    def __init__(
-        self, num_keys: int = 0, key_metric: str = "l2", codes_see_senses: bool = True, **kwargs: Any
-    ) -> None:
+    def __init__(self, num_keys: int = 0, key_metric: str = "l2", codes_see_senses: bool = True, **kwargs: Any) -> None:
         if key_metric not in KEY_METRICS:
             raise ValueError(f"key_metric must be one of {', '.join(KEY_METRICS)}, but is {key_metric!r}.")
         self.num_keys = num_keys
@@ -134,7 +132,8 @@ class FoldedTable(nn.Module):
 
         Returns:
             ``(batch, sequence, sense_dim)``, zeros where the mask is 0; and with ``output_senses`` the best senses' ids,
-            int64 ``(batch, sequence)``, -100 where there is none, and their codes, ``(batch, sequence, levels)``, if there are any.
+            int64 ``(batch, sequence)``, -100 where there is none, and their codes, ``(batch, sequence, levels)``, if there
+            are any.
         """
         config.check_selection()
         kept = attention_mask.reshape(-1).nonzero().squeeze(-1)
@@ -231,7 +230,8 @@ class FoldedSenseModel(FoldedPreTrainedModel):
             attention_mask: ``(batch, sequence)``.
             token_type_ids: ``(batch, sequence)``.
             inputs_embeds: ``(batch, sequence, width)``.
-            output_senses: also return ``sense_ids`` and ``code_ids``; there are no contextual states in the senses' width, and no scores.
+            output_senses: also return ``sense_ids`` and ``code_ids``; there are no contextual states in the senses' width, and
+                no scores.
             output_hidden_states: also return the backbone's hidden states.
             output_attentions: also return the backbone's attentions.
             return_dict: ``False`` for a tuple.
@@ -255,7 +255,9 @@ class FoldedSenseModel(FoldedPreTrainedModel):
             output_attentions=output_attentions,
             **kwargs,
         )
-        replaced, sense_ids, code_ids = self.table.replace(hidden, input_ids, attention_mask, self.config, output_senses)
+        replaced, sense_ids, code_ids = self.table.replace(
+            hidden, input_ids, attention_mask, self.config, output_senses
+        )
         result = SenseModelOutput(
             last_hidden_state=replaced,
             sense_ids=sense_ids,

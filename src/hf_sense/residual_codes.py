@@ -257,4 +257,6 @@ class ResidualCodes:
 
     def _check(self, residuals: torch.Tensor) -> None:
         if residuals.ndim != 2 or residuals.shape[1] != self.dim:
-            raise ValueError(f"Residuals should be (n, {self.dim}), as wide as the codes, but are {tuple(residuals.shape)}.")
+            raise ValueError(
+                f"Residuals should be (n, {self.dim}), as wide as the codes, but are {tuple(residuals.shape)}."
+            )

@@ -213,7 +213,14 @@ class SenseTable(nn.Module):
         else:
             wanted = config.selection != "none"
             choice = choose_senses(
-                flat, tokens, kept, senses, config.metric, output_replaced=wanted, output_scores=output_senses, codes=codes
+                flat,
+                tokens,
+                kept,
+                senses,
+                config.metric,
+                output_replaced=wanted,
+                output_scores=output_senses,
+                codes=codes,
             )
             replaced = flat if choice.replaced is None else choice.replaced
             if choice.replaced is not None and flat.requires_grad:

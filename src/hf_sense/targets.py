@@ -20,7 +20,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from hf_sense.collator import CODE_LABELS
+from hf_sense.collator import code_columns
 from hf_sense.corpus import encode_corpus, iterate_texts
 from hf_sense.dictionary import SenseDictionary
 from hf_sense.ragged import NO_SENSE
@@ -152,9 +152,9 @@ def _targets_of(
 ) -> tuple[dict[str, list[np.ndarray]], int]:
     corpus = encode_corpus(texts, teacher.tokenizer, max_length, disable_tqdm=True, quiet=True)
     indices = np.full(len(corpus.input_ids), NO_INDEX, index_dtype(dictionary.offsets.numpy()))
-    levels = 0 if dictionary.codes is None else dictionary.codes.levels
+    names = code_columns(dictionary.codes)
     small = dictionary.codes is None or dictionary.codes.num_codes <= 256
-    code_labels = np.zeros((levels, len(indices)), np.uint8 if small else np.uint16)
+    code_labels = np.zeros((len(names), len(indices)), np.uint8 if small else np.uint16)
     for batch in corpus.batches(batch_size):
         inputs = corpus.padded(batch, teacher.tokenizer.pad_token_id or 0)
         hidden = teacher.hidden_states(**inputs)
@@ -174,7 +174,7 @@ def _targets_of(
         "attention_mask": np.split(np.ones(len(indices), np.int8), cuts),
         "sense_indices": np.split(indices, cuts),
     }
-    columns |= {f"{CODE_LABELS}{level + 1}": np.split(own, cuts) for level, own in enumerate(code_labels)}
+    columns |= {name: np.split(own, cuts) for name, own in zip(names, code_labels, strict=True)}
     if corpus.token_type_ids is not None:
         columns["token_type_ids"] = np.split(corpus.token_type_ids, cuts)
     return columns, corpus.num_cut

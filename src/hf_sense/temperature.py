@@ -22,9 +22,10 @@ def natural_temperature(dictionary: SenseDictionary, metric: str | None = None) 
     """The temperature at which ``l2`` scores are log-likelihoods of Gaussians with the variance of a token's occurrences.
 
     With ``v`` the mean squared distance of a token's occurrences to their mean, over tokens of two or more senses and each
-    as often as it occurs, that is ``v / 24`` for ``l2`` and ``dot`` (of a dictionary with codes, over all its tokens); for ``cosine`` it is divided by the mean squared length
-    of the senses. ``v`` includes the spread within senses, so that it hardly depends on how many senses there are. Of a
-    table of more than 262,144 senses a part is read.
+    as often as it occurs, that is ``v / 24`` for ``l2`` and ``dot``; for ``cosine`` it is divided by the mean squared length
+    of the senses. Of a dictionary with codes, which tell occurrences of a token with one sense apart too, all tokens count.
+    ``v`` includes the spread within senses, so that it hardly depends on how many senses there are. Of a table of more than
+    262,144 senses a part is read.
 
     Args:
         dictionary: its senses, counts and spread count.

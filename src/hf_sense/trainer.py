@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
-from hf_sense.collator import CODE_LABELS, INPUTS, SenseDataCollator
+from hf_sense.collator import INPUTS, SenseDataCollator, code_columns
 from hf_sense.corpus import iterate_texts
 from hf_sense.distillation_config import SenseDistillationConfig
 from hf_sense.folders import check_keeps_classifier
@@ -85,6 +85,7 @@ class SenseDistillationTrainer(Trainer):
                 "soft_weight, mse_weight, cosine_weight and live_teacher compare with the teacher at every step: pass teacher."
             )
         self._dictionary = self.student.to_dictionary()
+        self._target_columns = code_columns(self._dictionary.codes)
         chooses = self._dictionary.codes is not None or int(self._dictionary.offsets.diff().max()) > 1
         if not args.mse_weight + args.cosine_weight and not chooses:
             raise ValueError(
@@ -153,11 +154,6 @@ class SenseDistillationTrainer(Trainer):
             # The collator turns them into sense_labels and code_labels.
             self._signature_columns += ["sense_indices", *self._target_columns]
 
-    @property
-    def _target_columns(self) -> list[str]:
-        codes = self._dictionary.codes
-        return [] if codes is None else [f"{CODE_LABELS}{level + 1}" for level in range(codes.levels)]
-
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, torch.Tensor | int | None]:
@@ -214,7 +210,7 @@ class SenseDistillationTrainer(Trainer):
             own, code_ids = code_losses(hidden[kept] - taken, wanted, codes, args, theirs, self.temperature)
             losses = losses + own
             agreed_codes = (code_ids == wanted).double().mean(-1).sum()
-        if teacher_hidden is not None and (args.soft_weight or args.mse_weight or args.cosine_weight):
+        if teacher_hidden is not None:
             sides = hidden[kept], teacher_hidden[kept]
             losses = losses + state_losses(*sides, args, senses, tokens[kept], table.metric, self.temperature)
         total = losses.sum()
@@ -277,6 +273,7 @@ class SenseDistillationTrainer(Trainer):
             "layers": config.get_text_config().num_hidden_layers,
             "parameters": self.student.num_parameters(),
             "senses": config.num_senses,
+            "codes": f"{config.code_levels} x {config.num_codes}" if config.code_levels else None,
             "metric": config.metric,
             "steps": self.state.global_step,
             "agreement": last.get("eval_agreement"),
