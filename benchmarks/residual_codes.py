@@ -71,7 +71,7 @@ class Folder:
     def coded(self, levels: int, codes: int) -> SenseDictionary:
         """One sense a token with codes, as ``build_dictionary(max_senses=1, codes=..., code_levels=...)`` gives it."""
         made = self.means.to("float32")
-        made.codes = fit_dictionary_codes(made, self.vectors, self.sample, codes, levels, 0)
+        made.codes = fit_dictionary_codes(made, self.vectors, self.sample, codes, levels)
         return made
 
     def accuracies(self, model: SenseModel) -> list[float]:

@@ -164,7 +164,10 @@ def build_dictionary(
         tokenizer=teacher.tokenizer,
     )
     if codes is not None:
-        dictionary.codes = fit_dictionary_codes(dictionary, vectors, sample, codes, code_levels, seed)
+        quiet = disable_tqdm or (None if work.rank == 0 else True)
+        dictionary.codes = fit_dictionary_codes(
+            dictionary, vectors, sample, codes, code_levels, seed=seed, disable_tqdm=quiet
+        )
     work.remove()
     return dictionary if dtype == torch.float32 else dictionary.to(dtype)
 

@@ -5,8 +5,12 @@ It runs no teacher; ``hf_sense.builder`` hands over the vectors that it clustere
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import numpy as np
 import torch
+from tqdm.auto import tqdm
 
 from hf_sense.choosing import choose_in
 from hf_sense.dictionary import SenseDictionary
@@ -22,6 +26,8 @@ _MOST_NUMBERS = 2**27
 # Points a code that k-means++ draws the first centres from.
 _START_POINTS = 8
 _ITERATIONS = 25
+# Lloyd stops when a step lowers the summed squared distance by less than this share of it.
+_TOLERANCE = 1e-3
 _SCORES_AT_ONCE = 2**20
 
 
@@ -37,7 +43,14 @@ def check_codes(codes: int | None, code_levels: int) -> None:
 
 @torch.no_grad()
 def fit_dictionary_codes(
-    dictionary: SenseDictionary, vectors: torch.Tensor, sample: OccurrenceSample, num_codes: int, levels: int, seed: int
+    dictionary: SenseDictionary,
+    vectors: torch.Tensor,
+    sample: OccurrenceSample,
+    num_codes: int,
+    levels: int,
+    *,
+    seed: int = 0,
+    disable_tqdm: bool | None = None,
 ) -> ResidualCodes:
     """Codes of what a dictionary's senses leave of the sampled vectors, each counting for as many occurrences as it stands for.
 
@@ -50,6 +63,7 @@ def fit_dictionary_codes(
         num_codes: of a level.
         levels: how many.
         seed: of the start.
+        disable_tqdm: ``True`` hides the progress bar.
     """
     most = min(_POINTS_A_CODE * num_codes, _MOST_POINTS, max(num_codes, _MOST_NUMBERS // dictionary.dim))
     rows = np.sort(np.lexsort((np.arange(len(vectors)), sample.priorities))[:most])
@@ -59,12 +73,18 @@ def fit_dictionary_codes(
     states = vectors[torch.from_numpy(rows)]
     chosen = choose_in(dictionary, torch.from_numpy(tokens[rows]), states, None, output_replaced=True)
     residuals = states.sub_(chosen.replaced)
-    return fit_codes(residuals, torch.from_numpy(weights), num_codes, levels, seed=seed)
+    return fit_codes(residuals, torch.from_numpy(weights), num_codes, levels, seed=seed, disable_tqdm=disable_tqdm)
 
 
 @torch.no_grad()
 def fit_codes(
-    residuals: torch.Tensor, weights: torch.Tensor, num_codes: int, levels: int = 1, *, seed: int = 0
+    residuals: torch.Tensor,
+    weights: torch.Tensor,
+    num_codes: int,
+    levels: int = 1,
+    *,
+    seed: int = 0,
+    disable_tqdm: bool | None = True,
 ) -> ResidualCodes:
     """Codes that come near to ``residuals`` at the first level, and to what is left of them at each further one.
 
@@ -78,26 +98,31 @@ def fit_codes(
         num_codes: of a level, with the zero.
         levels: how many.
         seed: of the start.
+        disable_tqdm: ``False`` shows a progress bar, ``None`` too unless ``TQDM_DISABLE`` says otherwise.
     """
     left, mass = residuals.float().clone(), weights.float()
     fitted = torch.zeros(levels, num_codes, residuals.shape[1])
-    for level in range(levels):
-        fitted[level, 1:] = _centers(left, mass, num_codes - 1, seed + level)
-        left -= ResidualCodes(fitted[level : level + 1]).quantize(left)[1]
+    with tqdm(desc="Codes", unit=" steps", total=levels * _ITERATIONS, disable=disable_tqdm) as bar:
+        for level in range(levels):
+            fitted[level, 1:] = _centers(left, mass, num_codes - 1, seed + level, bar)
+            left -= ResidualCodes(fitted[level : level + 1]).quantize(left)[1]
+            bar.update((level + 1) * _ITERATIONS - bar.n)
     return ResidualCodes(fitted)
 
 
-def _centers(points: torch.Tensor, mass: torch.Tensor, k: int, seed: int) -> torch.Tensor:
+def _centers(points: torch.Tensor, mass: torch.Tensor, k: int, seed: int, bar: Any) -> torch.Tensor:
     """The centres of ``k`` clusters beside a fixed one at zero, ``(k, dim)``."""
     if k == 0:
         return points.new_zeros(0, points.shape[1])
     centers = _start(points, mass, k, seed)
-    labels = torch.full((len(points),), -1)
+    before = math.inf
     for _ in range(_ITERATIONS):
-        before = labels
         labels, away = _nearest(points, centers)
-        if torch.equal(labels, before):
+        total = float((away.double() * mass).sum())
+        if total >= before * (1 - _TOLERANCE):
             break
+        before = total
+        bar.update()
         held = torch.zeros(k + 1).index_add_(0, labels, mass)
         sums = torch.zeros(k + 1, points.shape[1]).index_add_(0, labels, points * mass[:, None])
         centers = (sums / held.clamp_min(1e-30)[:, None])[1:]

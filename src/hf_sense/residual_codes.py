@@ -114,7 +114,7 @@ class ResidualCodes:
 
     def scores(self, residuals: torch.Tensor, level: int) -> torch.Tensor:
         """``r . c - |c|^2 / 2`` of ``residuals`` ``(n, dim)`` and each code of a level, ``(n, num_codes)``."""
-        return torch.addmm(-self.half_norms[level], residuals, self.vectors[level].t())
+        return torch.addmm(self.half_norms[level], residuals, self.vectors[level].t(), beta=-1)
 
     def encode(self, residuals: torch.Tensor) -> torch.Tensor:
         """The codes of ``residuals`` floating ``(n, dim)``, int64 ``(n, levels)``; ties go to the lowest."""
@@ -128,16 +128,16 @@ class ResidualCodes:
             ValueError: if the width is another.
         """
         self._check(residuals)
-        left = residuals.to(self.vectors.dtype, copy=True)
-        code_ids = torch.empty(len(left), self.levels, dtype=torch.int64, device=left.device)
-        sums = torch.empty_like(left)
+        code_ids = torch.empty(len(residuals), self.levels, dtype=torch.int64, device=residuals.device)
+        sums = torch.empty(len(residuals), self.dim, dtype=self.vectors.dtype, device=residuals.device)
         step = max(1, _SCORES_AT_ONCE // self.num_codes)
-        for begin in range(0, len(left), step):
+        for begin in range(0, len(residuals), step):
             rows = slice(begin, begin + step)
+            left = residuals[rows].to(self.vectors.dtype)
             for level in range(self.levels):
-                code_ids[rows, level] = found = self.scores(left[rows], level).argmax(1)
+                code_ids[rows, level] = found = self.scores(left, level).argmax(1)
                 taken = self.vectors[level].index_select(0, found)
-                left[rows] -= taken
+                left = left - taken if level + 1 < self.levels else left
                 sums[rows] = taken if level == 0 else sums[rows] + taken
         return code_ids, sums
 
