@@ -4,7 +4,7 @@
 
 A folder holds ``train.jsonl`` and ``test.jsonl`` (or ``validation.jsonl``) with ``{"text": ..., "label": ...}`` a line;
 ``--labels`` says how many labelled texts a class a regression gets, ten times. The teacher's states are replaced by int8 senses
-and codes of the train texts. Rows are fitted to one sample of states, as a build would. ``kept`` is the better pooling's share
+and codes of the train texts, which the teacher reads once. ``kept`` is the better pooling's share
 of the teacher's better figure, as a mean over the folders; ``time`` that of the replacement over a forward pass of the
 teacher's first two layers. It tunes nothing.
 """
@@ -12,7 +12,9 @@ teacher's first two layers. It tunes nothing.
 from __future__ import annotations
 
 import argparse
+import copy
 import statistics
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +24,12 @@ import torch
 from banking77 import MAX_LENGTH, default_teacher, read_rows
 from measure import by_turns, ratios, save
 from small_dictionaries import Batches
+from small_students import Kept
 
 from hf_sense import SenseModel, build_dictionary, load_teacher
-from hf_sense.code_training import fit_dictionary_codes
 from hf_sense.corpus import encode_corpus
 from hf_sense.dictionary import SenseDictionary
 from hf_sense.evaluation import few_shot_accuracy
-from hf_sense.sampling import OccurrenceSample, sample_occurrences
 from hf_sense.teacher import Teacher
 
 SETTINGS = ((1, 256), (1, 1024), (2, 64), (2, 128), (2, 256), (3, 64))  # levels, codes
@@ -36,7 +37,7 @@ POOLINGS = ("mean", "frequency")
 
 
 class Folder:
-    """A data set: its texts as the teacher reads them, and the sample that a build would draw."""
+    """A data set: its texts as the teacher reads them, once, and the dictionaries that are built of them."""
 
     def __init__(self, teacher: Teacher, folder: Path, samples: int, most: int | None) -> None:
         self.name, self.samples = folder.name, samples
@@ -46,33 +47,18 @@ class Folder:
         }
         self.labels = {split: [row["label"] for row in part] for split, part in rows.items()}
         texts = {split: [row["text"] for row in part] for split, part in rows.items()}
-        self.batches = {split: Batches(teacher, part) for split, part in texts.items()}
-        self.means = build_dictionary(teacher, texts["train"], max_senses=1, max_length=MAX_LENGTH, disable_tqdm=True)
-        self.twenty = build_dictionary(teacher, texts["train"], max_length=MAX_LENGTH, disable_tqdm=True)
-        corpus = encode_corpus(texts["train"], teacher.tokenizer, MAX_LENGTH, disable_tqdm=True, quiet=True)
-        self.sample = sample_occurrences(corpus, len(teacher.tokenizer), max_occurrences=1000)
-        self.vectors = self._at(self.sample)
+        corpus = encode_corpus(
+            texts["train"] + texts["test"], teacher.tokenizer, MAX_LENGTH, disable_tqdm=True, quiet=True
+        )
+        self.teacher, self.texts = copy.copy(teacher), texts["train"]
+        self.teacher.hidden_states = Kept(teacher, corpus).hidden_states
+        self.batches = {split: Batches(self.teacher, part) for split, part in texts.items()}
 
-    def _at(self, sample: OccurrenceSample) -> torch.Tensor:
-        """The teacher's states at the places of a sample of the train texts."""
-        train = self.batches["train"]
-        row_of = torch.empty(len(train.order), dtype=torch.int64)
-        row_of[torch.tensor(train.order)] = torch.arange(len(train.order))
-        sizes = torch.tensor([len(ids) for ids, _, _ in train.parts])
-        rows = row_of[torch.from_numpy(sample.texts)]
-        batch = torch.searchsorted(sizes.cumsum(0), rows, right=True)
-        rows -= (sizes.cumsum(0) - sizes)[batch]
-        places, found = torch.from_numpy(sample.positions).long(), torch.empty(len(rows), self.means.dim)
-        for number, (_, states, _) in enumerate(train.parts):
-            mine = (batch == number).nonzero().squeeze(-1)
-            found[mine] = states[rows[mine], places[mine]]
-        return found
-
-    def coded(self, levels: int, codes: int) -> SenseDictionary:
-        """One sense a token with codes, as ``build_dictionary(max_senses=1, codes=..., code_levels=...)`` gives it."""
-        made = self.means.to("float32")
-        made.codes = fit_dictionary_codes(made, self.vectors, self.sample, codes, levels)
-        return made
+    def build(self, **options: Any) -> SenseDictionary:
+        """A dictionary of the train texts, int8."""
+        return build_dictionary(
+            self.teacher, self.texts, max_length=MAX_LENGTH, dtype=torch.int8, disable_tqdm=True, **options
+        )
 
     def accuracies(self, model: SenseModel) -> list[float]:
         """Percent right for each pooling."""
@@ -114,17 +100,20 @@ def main() -> None:
     seconds: dict[str, list[float]] = {}
     for path, samples in zip(options.data, labels, strict=True):
         folder = Folder(teacher, path, samples, options.texts)
-        ways = {"one sense": folder.means, "20 senses": folder.twenty}
-        ways |= {f"one sense, {levels} x {codes} codes": folder.coded(levels, codes) for levels, codes in SETTINGS}
-        models = {name: SenseModel.from_teacher(teacher, own.to("int8")) for name, own in ways.items()}
-        whole = SenseModel.from_teacher(teacher, folder.means, selection="none")
+        ways = {"one sense": folder.build(max_senses=1), "20 senses": folder.build()}
+        for levels, codes in SETTINGS:
+            begin = time.perf_counter()
+            ways[f"{levels} x {codes}"] = folder.build(max_senses=1, codes=codes, code_levels=levels)
+            print(f"{folder.name}, {levels} x {codes}: built in {time.perf_counter() - begin:.0f} s", flush=True)
+        models = {name: SenseModel.from_teacher(teacher, own) for name, own in ways.items()}
+        whole = SenseModel.from_teacher(teacher, ways["one sense"], selection="none")
         for name, model in {"teacher": whole, **models}.items():
             mean, frequency = folder.accuracies(model)
             size = 0.0 if name == "teacher" else model.to_dictionary().summary()["megabytes"]
             figures.setdefault(name, {})[folder.name] = {"MB": size, "mean": mean, "frequency": frequency}
             print(folder.name, name, figures[name][folder.name], flush=True)
         if not seconds:
-            student = SenseModel.from_teacher(teacher, folder.means, num_hidden_layers=2).backbone
+            student = SenseModel.from_teacher(teacher, ways["one sense"], num_hidden_layers=2).backbone
             test = folder.batches["test"]
             part = test.parts[:8]
             runs: dict[str, Any] = {

@@ -212,6 +212,15 @@ def test_a_build_gives_codes_that_help(teacher, texts, coded):
     assert again.fingerprint == coded.fingerprint != plain.fingerprint
 
 
+def test_a_build_from_a_file_of_vectors_gives_the_same_bytes(teacher, texts, coded, tmp_path):
+    """Residuals are written into the vectors that a build keeps on disk, or another part of them is taken."""
+    made = build_dictionary(
+        teacher, texts, max_senses=1, codes=8, code_levels=2, work_dir=tmp_path / "work", disable_tqdm=True
+    )
+    assert made.fingerprint == coded.fingerprint
+    assert not (tmp_path / "work").exists()
+
+
 def test_a_build_takes_a_bounded_part(teacher, texts, monkeypatch):
     """Residuals of a large sample are all held at once, or the part is not the same from run to run."""
     from hf_sense import code_training

@@ -171,11 +171,11 @@ class SenseDictionary:
     @property
     def fingerprint(self) -> str:
         """Names the table by its bytes: targets and students hold it to know their dictionary again."""
+        small = self._small_tensors()
         if self._checksums is None:
-            parts = {"senses": self._table.blocks, "offsets": [self.offsets]}
-            parts |= {name: [tensor] for name, tensor in self._small_tensors().items()}
+            parts = {"senses": self._table.blocks, **{name: [tensor] for name, tensor in small.items()}}
             self._checksums = {name: storage.sha256_of(blocks) for name, blocks in parts.items()}
-        names = [name for name in ("senses", "offsets", "scales", "codes", "code_scales") if name in self._checksums]
+        names = ["senses", *(name for name in ("offsets", "scales", "codes", "code_scales") if name in small)]
         return hashlib.sha256("".join(self._checksums[name] for name in names).encode()).hexdigest()
 
     def rows(self, sense_ids: torch.Tensor) -> torch.Tensor:
