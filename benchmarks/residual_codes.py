@@ -32,7 +32,7 @@ from hf_sense.dictionary import SenseDictionary
 from hf_sense.evaluation import few_shot_accuracy
 from hf_sense.teacher import Teacher
 
-SETTINGS = ((1, 256), (1, 1024), (2, 64), (2, 128), (2, 256), (3, 64))  # levels, codes
+SETTINGS = ((1, 256), (1, 1024), (2, 64), (2, 128), (2, 256), (3, 64), (3, 256))  # levels, codes
 POOLINGS = ("mean", "frequency")
 
 
