@@ -283,6 +283,25 @@ def test_classifiers_give_codes_too(teacher, coded, batch, tmp_path):
     assert torch.equal(loaded(**batch).logits, output.logits)
 
 
+def test_a_selector_learns_codes(teacher, texts, data, tmp_path):
+    """A student without a transformer has nothing to choose among with one sense a token, or starts from no direction."""
+    means = build_dictionary(teacher, texts, max_senses=1, codes=8, code_levels=2, disable_tqdm=True)
+    torch.manual_seed(0)
+    student = SenseModel.from_teacher(teacher, means, backbone="selector", hidden_size=8)
+    assert student.config.selection == "soft"
+    directions = student.sense_projection.weight.detach() * 10
+    torch.testing.assert_close(directions.t() @ directions, torch.eye(8), atol=1e-4, rtol=1e-4)
+    spanned = means.codes.vectors.flatten(0, 1) @ directions
+    assert float(spanned.square().sum() / means.codes.vectors.square().sum()) > 0.9
+    args = config(tmp_path, optim="adamw_torch", max_steps=20)
+    trainer = SenseDistillationTrainer(student, args, teacher=teacher, train_dataset=data)
+    trainer.train()
+    history = [log for log in trainer.state.log_history if "loss" in log]
+    assert sum(log["loss"] for log in history[-4:]) < 0.9 * sum(log["loss"] for log in history[:4])
+    context = SenseModel.from_teacher(teacher, means, backbone="context", hidden_size=8)
+    assert (context.config.code_levels, context.table.codes) == (0, None)
+
+
 @pytest.mark.parametrize("selection", ["hard", "soft"])
 def test_graphs_take_the_same_codes(teacher, coded, batch, selection):
     """An exported model leaves the codes out."""
