@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hf_sense import SenseModel, compute_sense_targets
+from hf_sense.coded import choose_coded
 from hf_sense.collator import SenseDataCollator
 from hf_sense.evaluation import embed
 from hf_sense.fused import choose_senses, sense_loss
@@ -134,10 +135,10 @@ def test_codes_take_a_few_kernels_a_level(way):
     for levels in (1, 3):
         codes = ResidualCodes(torch.randn(levels, 64, 64))
         for tokens in (64, 2048):
-            given = hidden[:tokens], ids[:tokens], places[:tokens], senses, "l2"
-            choose_senses(*given, output_replaced=True, codes=codes)
+            given = hidden[:tokens], ids[:tokens], places[:tokens], senses, "l2", codes
+            choose_coded(*given, output_replaced=True)
             with Counter() as counter:
-                choose_senses(*given, output_replaced=True, codes=codes)
+                choose_coded(*given, output_replaced=True)
             counts[levels, tokens] = counter.kernels
     assert counts[1, 64] == counts[1, 2048]
     assert counts[3, 64] == counts[3, 2048] <= counts[1, 64] + 2 * 12
@@ -149,7 +150,7 @@ def test_memory_of_codes_does_not_grow_with_tokens_times_codes(way):
     codes = ResidualCodes(torch.randn(1, 4096, 64))
     largest = {}
     for name, work in (
-        ("hard", lambda: choose_senses(hidden, ids, places, senses, "l2", output_replaced=True, codes=codes)),
+        ("hard", lambda: choose_coded(hidden, ids, places, senses, "l2", codes, output_replaced=True)),
         ("soft", lambda: codes.expected(hidden, 1.0)),
     ):
         work()

@@ -1,6 +1,6 @@
 """The choice in a dictionary as it lies: arguments checked, the batch's own rows brought together where they must be.
 
-The arithmetic is that of ``hf_sense.fused``; a model's choice among its weights stands in ``hf_sense.sense_table``.
+The arithmetic is that of ``hf_sense.coded``; a model's choice among its weights stands in ``hf_sense.sense_table``.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from hf_sense.fused import Choice, choose_senses, has_compiled_kernels
+from hf_sense.coded import CodedChoice, choose_coded
+from hf_sense.fused import has_compiled_kernels
 from hf_sense.ragged import RaggedIndex
 from hf_sense.residual_codes import ResidualCodes
 from hf_sense.senses import Senses
@@ -26,8 +27,8 @@ def choose_in(
     *,
     output_replaced: bool = False,
     output_codes: bool = False,
-) -> Choice:
-    """What ``hf_sense.fused.choose_senses`` says of a batch, by a dictionary's metric.
+) -> CodedChoice:
+    """What ``hf_sense.coded.choose_coded`` says of a batch, by a dictionary's metric.
 
     Args:
         dictionary: in memory or memory-mapped, in one file or in several.
@@ -72,14 +73,7 @@ def choose_in(
     codes = dictionary.codes if output_codes or output_replaced else None
     if codes is not None and codes.values.device != hidden.device:
         codes = ResidualCodes(codes.vectors.to(hidden.device), check_values=False)
-    choice = choose_senses(
-        hidden,
-        token_ids,
-        places,
-        senses,
-        dictionary.metric,
-        output_replaced=output_replaced,
-        check_finite=True,
-        codes=codes,
+    choice = choose_coded(
+        hidden, token_ids, places, senses, dictionary.metric, codes, output_replaced=output_replaced, check_finite=True
     )
     return choice if global_ids is None else choice.numbered(global_ids)

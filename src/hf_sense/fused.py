@@ -15,6 +15,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from hf_sense.kernel_calls import NOTHING, NOTHING_INT, NOTHING_ROWS, Plan, compiled_kernels
+from hf_sense.quantization import dequantize
 from hf_sense.ragged import (
     NO_SENSE,
     Metric,
@@ -25,7 +26,6 @@ from hf_sense.ragged import (
     sense_scores,
     take_senses,
 )
-from hf_sense.residual_codes import ResidualCodes
 from hf_sense.senses import Senses
 
 _KINDS = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
@@ -60,13 +60,11 @@ class Choice(NamedTuple):
         replaced: the states with the best sense's row in each one's place, ``(n, dim)``, of their dtype and without gradient;
             ``None`` if not asked for.
         scores: float32 ``(pairs,)``, laid out as ``RaggedIndex.of(token_ids[places], senses.offsets)``, or ``None``.
-        code_ids: int64 ``(n, levels)``, NO_SENSE where there is no sense; ``None`` without codes.
     """
 
     sense_ids: torch.Tensor
     replaced: torch.Tensor | None
     scores: torch.Tensor | None
-    code_ids: torch.Tensor | None = None
 
     def numbered(self, global_ids: torch.Tensor) -> Choice:
         """The same with ``global_ids[i]`` for the sense id ``i``."""
@@ -83,9 +81,8 @@ def choose_senses(
     output_replaced: bool = False,
     output_scores: bool = False,
     check_finite: bool = False,
-    codes: ResidualCodes | None = None,
 ) -> Choice:
-    """The best sense at each of ``places``, and the codes of what it leaves of the state; ties go to the lowest id.
+    """The best sense at each of ``places``; ties go to the lowest id.
 
     Args:
         hidden: floating ``(n, dim)``.
@@ -96,48 +93,11 @@ def choose_senses(
         output_replaced: also return the states replaced.
         output_scores: also return every score.
         check_finite: refuse a best score that is not finite.
-        codes: what the sense leaves of a state is put together from these; ``replaced`` is the sense plus its codes then.
 
     Raises:
         ValueError: if the widths differ, or as ``check_finite`` says.
     """
     hidden = hidden.detach()
-    if codes is None:
-        return _best(hidden, token_ids, places, senses, metric, output_replaced, output_scores, check_finite)
-    choice = _best(hidden, token_ids, places, senses, metric, False, output_scores, check_finite)
-    return add_codes(choice, hidden, senses, codes, output_replaced)
-
-
-def add_codes(
-    choice: Choice, hidden: torch.Tensor, senses: Senses, codes: ResidualCodes, output_replaced: bool = False
-) -> Choice:
-    """A choice of senses with the codes of what they leave of the states.
-
-    Args:
-        choice: its ``sense_ids`` are rows of ``senses``.
-        hidden: floating ``(n, dim)``, without gradient.
-        senses: where the senses lie.
-        codes: of their dictionary.
-        output_replaced: also put sense and codes in the states' place.
-    """
-    at = (choice.sense_ids >= 0).nonzero().squeeze(-1)
-    taken = senses.take(choice.sense_ids[at]).to(codes.vectors.dtype)
-    code_ids = codes.blank(len(hidden))
-    code_ids[at], sums = codes.quantize(hidden.index_select(0, at) - taken)
-    replaced = hidden.index_copy(0, at, (taken + sums).to(hidden.dtype)) if output_replaced else choice.replaced
-    return choice._replace(replaced=replaced, code_ids=code_ids)
-
-
-def _best(
-    hidden: torch.Tensor,
-    token_ids: torch.Tensor,
-    places: torch.Tensor,
-    senses: Senses,
-    metric: Metric,
-    output_replaced: bool,
-    output_scores: bool,
-    check_finite: bool,
-) -> Choice:
     best = torch.full_like(token_ids, NO_SENSE)
     if not runs_compiled(hidden, senses):
         index, rows, global_ids, scores = _scores(hidden, token_ids, places, senses, metric, check_finite)
@@ -193,7 +153,10 @@ def _scores(
 
 def _put(hidden: torch.Tensor, best: torch.Tensor, senses: Senses) -> torch.Tensor:
     at = (best >= 0).nonzero().squeeze(-1)
-    return hidden.index_copy(0, at, senses.take(best[at]).to(hidden.dtype))
+    rows = senses.rows.index_select(0, best[at])
+    if senses.scales is not None:
+        rows = dequantize(rows, senses.scales.index_select(0, best[at]))
+    return hidden.index_copy(0, at, rows.to(hidden.dtype))
 
 
 def _global(found: torch.Tensor, global_ids: torch.Tensor) -> torch.Tensor:

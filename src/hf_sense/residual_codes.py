@@ -12,7 +12,6 @@ from __future__ import annotations
 import torch
 
 from hf_sense.quantization import LARGEST, dequantize, quantize, scales_are_sound
-from hf_sense.ragged import NO_SENSE
 
 # Scores held at once, of rows times codes, where no gradient asks for all of them.
 _SCORES_AT_ONCE = 2**20
@@ -220,10 +219,6 @@ class ResidualCodes:
             taken = self.vectors[level].index_select(0, ids)
             mine, theirs = mine - taken, theirs - taken
         return torch.stack(terms, 1)
-
-    def blank(self, *shape: int) -> torch.Tensor:
-        """Code ids of places that have none: int64 ``(*shape, levels)`` of -100."""
-        return torch.full((*shape, self.levels), NO_SENSE, dtype=torch.int64, device=self.values.device)
 
     def to(self, dtype: torch.dtype) -> ResidualCodes:
         """The codes in another dtype, int8 with a scale each; itself in its own.

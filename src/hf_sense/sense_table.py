@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from hf_sense.coded import CodedChoice, choose_coded
 from hf_sense.configuration_sense import SenseConfig
 from hf_sense.dictionary import SenseDictionary
-from hf_sense.fused import Choice, add_codes, choose_senses, has_compiled_kernels
+from hf_sense.fused import has_compiled_kernels
 from hf_sense.ragged import (
     NO_SENSE,
     RaggedIndex,
@@ -186,7 +187,7 @@ class SenseTable(nn.Module):
         attention_mask: torch.Tensor,
         config: SenseConfig,
         output_senses: bool = False,
-    ) -> tuple[torch.Tensor, Choice | None]:
+    ) -> tuple[torch.Tensor, CodedChoice | None]:
         """Puts a sense of its token in the place of each hidden state under the mask, as ``config.selection`` says.
 
         A dictionary with codes adds those of what the sense leaves of the state; with ``"soft"``, their mean.
@@ -212,15 +213,8 @@ class SenseTable(nn.Module):
             replaced, choice = self._soft(flat, tokens, kept, senses, codes, config, output_senses)
         else:
             wanted = config.selection != "none"
-            choice = choose_senses(
-                flat,
-                tokens,
-                kept,
-                senses,
-                config.metric,
-                output_replaced=wanted,
-                output_scores=output_senses,
-                codes=codes,
+            choice = choose_coded(
+                flat, tokens, kept, senses, config.metric, codes, output_replaced=wanted, output_scores=output_senses
             )
             replaced = flat if choice.replaced is None else choice.replaced
             if choice.replaced is not None and flat.requires_grad:
@@ -234,7 +228,7 @@ class SenseTable(nn.Module):
         if global_ids is not None:
             choice = choice.numbered(global_ids)
         code_ids = None if choice.code_ids is None else choice.code_ids.view(*input_ids.shape, -1)
-        return replaced, Choice(choice.sense_ids.view_as(input_ids), None, choice.scores, code_ids)
+        return replaced, CodedChoice(choice.sense_ids.view_as(input_ids), None, choice.scores, code_ids)
 
     def _soft(
         self,
@@ -245,7 +239,7 @@ class SenseTable(nn.Module):
         codes: ResidualCodes | None,
         config: SenseConfig,
         output_senses: bool,
-    ) -> tuple[torch.Tensor, Choice | None]:
+    ) -> tuple[torch.Tensor, CodedChoice | None]:
         hidden = flat[kept]
         index, rows, own_ids = senses.of(tokens[kept])
         halves = senses.half_norms if own_ids is None else None
@@ -262,8 +256,8 @@ class SenseTable(nn.Module):
         found = best_sense(scores.detach(), index)
         if own_ids is not None and len(own_ids):
             found = torch.where(found >= 0, own_ids[found.clamp_min(0)], NO_SENSE)
-        choice = Choice(torch.full_like(tokens, NO_SENSE).index_copy(0, kept, found), None, scores)
-        return replaced, choice if codes is None else add_codes(choice, flat.detach(), senses, codes)
+        choice = CodedChoice(torch.full_like(tokens, NO_SENSE).index_copy(0, kept, found), None, scores)
+        return replaced, choice if codes is None else choice.add_codes(flat.detach(), senses, codes)
 
 
 def _state_of(tensor: torch.Tensor) -> tuple[Any, ...]:

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
+from hf_sense.coded import choose_coded
 from hf_sense.collator import INPUTS, SenseDataCollator, code_columns
 from hf_sense.corpus import iterate_texts
 from hf_sense.distillation_config import SenseDistillationConfig
@@ -34,9 +35,8 @@ class SenseDistillationTrainer(Trainer):
     """Trains a student to choose, for each token, the sense that its teacher chooses.
 
     The loss is a mean over the labelled tokens of the whole step, however it is cut into micro-batches and processes.
-    ``agreement``, the share of labelled tokens at which student and teacher choose the same sense, is logged with it; of a
-    dictionary with codes also ``code_agreement``, the share of their codes that the student chooses as the teacher does, given
-    the teacher's sense and its codes of the levels before.
+    ``agreement``, the share of labelled tokens at which student and teacher choose the same sense, is logged with it; where
+    there are codes also ``code_agreement``, the share that are the teacher's, given its sense and its codes before.
 
     Args:
         model: a student from ``from_teacher``, plain or wrapped by PEFT.
@@ -190,7 +190,7 @@ class SenseDistillationTrainer(Trainer):
             teacher_hidden = states.reshape(-1, self._dictionary.dim)
         codes = table.residual_codes
         if "sense_labels" not in inputs:
-            choice = choose_senses(teacher_hidden, tokens, kept, senses, table.metric, codes=codes)
+            choice = choose_coded(teacher_hidden, tokens, kept, senses, table.metric, codes)
             targets, code_targets = choice.sense_ids, choice.code_ids
         else:
             targets, code_targets = inputs["sense_labels"].reshape(-1), inputs.get("code_labels")
