@@ -12,9 +12,9 @@ from hf_sense import folded_codes as module
 
 @pytest.fixture(scope="module")
 def coded(teacher, texts):
-    """At most three senses a token, none for special ones; two levels of codes."""
+    """At most three senses a token, none for special ones; three levels of codes."""
     return build_dictionary(
-        teacher, texts, max_senses=3, codes=6, code_levels=2, special_tokens=False, disable_tqdm=True
+        teacher, texts, max_senses=3, codes=6, code_levels=3, special_tokens=False, disable_tqdm=True
     )
 
 

@@ -37,14 +37,16 @@ class FoldedCodes(nn.Module):
         self.register_buffer("keys", torch.zeros(levels, num_codes, width))
         self.register_buffer("shifts", torch.zeros(levels, num_codes))
         self.register_buffer("values", torch.zeros(levels, num_codes, values_dim))
-        self.register_buffer("between", torch.zeros(levels, num_codes, levels, num_codes))
+        # Of each level with each later one: (0, 1), (0, 2), ..., (1, 2), ...
+        self.register_buffer("between", torch.zeros(levels * (levels - 1) // 2, num_codes, num_codes))
         self.register_buffer("with_senses", torch.zeros(num_senses, levels * num_codes))
 
     def fill(self, codes: ResidualCodes, projection: nn.Linear | None, classifier: nn.Linear | None) -> None:
         """Computes all but ``with_senses``, sums in float64."""
         vectors = codes.vectors.double()
         shifts = codes.half_norms.double()
-        self.between.copy_(torch.einsum("lkd,med->lkme", vectors, vectors))
+        for level in range(len(vectors)):
+            self._later(level).copy_(vectors[level] @ vectors[level + 1 :].transpose(1, 2))
         if projection is None:
             self.keys.copy_(vectors)
         else:
@@ -52,6 +54,12 @@ class FoldedCodes(nn.Module):
             shifts = shifts - vectors @ projection.bias.double()
         self.shifts.copy_(shifts)
         self.values.copy_(vectors if classifier is None else vectors @ classifier.weight.double().t())
+
+    def _later(self, level: int) -> torch.Tensor:
+        """The products of a level's codes with those of the levels after it, ``(later levels, num_codes, num_codes)``."""
+        levels = len(self.keys)
+        begin = level * levels - level * (level + 1) // 2
+        return self.between[begin : begin + levels - 1 - level]
 
     def forward(
         self, hidden: torch.Tensor, taken: torch.Tensor | None, temperature: float | None = None
@@ -81,9 +89,10 @@ class FoldedCodes(nn.Module):
                 code_ids[rows, level] = found = own.argmax(1)
                 if temperature is None:
                     sums[rows] += self.values[level].index_select(0, found)
-                    scores = scores - self.between[level].index_select(0, found)
+                    before = self._later(level).index_select(1, found)
                 else:
                     shares = (own / temperature).softmax(1)
                     sums[rows] += shares @ self.values[level]
-                    scores = scores - torch.einsum("nk,klj->nlj", shares, self.between[level])
+                    before = shares @ self._later(level)
+                scores[:, level + 1 :] -= before.transpose(0, 1)
         return sums, code_ids
