@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import statistics
 import time
 from pathlib import Path
@@ -80,10 +81,56 @@ def replacements(model: SenseModel, parts: list[tuple[torch.Tensor, torch.Tensor
         model.table.replace(states, ids, mask, model.config)
 
 
+def measure(folder: Folder, teacher: Teacher, rounds: int) -> dict[str, dict[str, Any]]:
+    """Megabytes, accuracies and times of every way, printed as they come."""
+    ways = {"one sense": folder.build(max_senses=1), "20 senses": folder.build()}
+    for levels, codes in SETTINGS:
+        begin = time.process_time()
+        ways[f"{levels} x {codes}"] = folder.build(max_senses=1, codes=codes, code_levels=levels)
+        print(f"{levels} x {codes}: {time.process_time() - begin:.0f} CPU seconds after the teacher's", flush=True)
+    models = {name: SenseModel.from_teacher(teacher, own) for name, own in ways.items()}
+    whole = SenseModel.from_teacher(teacher, ways["one sense"], selection="none")
+    figures: dict[str, dict[str, Any]] = {}
+    for name, model in {"teacher": whole, **models}.items():
+        size = 0.0 if name == "teacher" else ways[name].summary()["megabytes"]
+        figures[name] = {"MB": size, **dict(zip(POOLINGS, folder.accuracies(model), strict=True))}
+        print(folder.name, name, figures[name], flush=True)
+    student = SenseModel.from_teacher(teacher, ways["one sense"], num_hidden_layers=2).backbone
+    parts = folder.batches["test"].parts[:8]
+    runs: dict[str, Any] = {"forward": lambda: [student(input_ids=i, attention_mask=m) for i, _, m in parts]}
+    runs |= {name: lambda own=own: replacements(own, parts) for name, own in models.items()}
+    with torch.inference_mode():
+        seconds = by_turns(runs, rounds)
+    for name, own in seconds.items():
+        if name in figures:
+            figures[name]["time"] = statistics.median(ratios(own, seconds["forward"]))
+    return figures
+
+
+def show_table(figures: dict[str, dict[str, dict[str, Any]]]) -> None:
+    """A row a way: each folder's figures, then the means over them.
+
+    Args:
+        figures: by folder, way and figure.
+    """
+    names, keys = list(figures), ("MB", *POOLINGS)
+    print("| int8 | " + " | ".join(f"{name}, {key}" for name in names for key in keys) + " | kept | MB | time |")
+    print("| --- |" + " --- |" * (3 * len(names) + 3))
+    for way in figures[names[0]]:
+        own = [figures[name][way] for name in names]
+        shares = [
+            max(o[p] for p in POOLINGS) / max(f["teacher"][p] for p in POOLINGS) for o, f in zip(own, figures.values())
+        ]
+        cells = [f"{o[key]:.2f}" for o in own for key in keys]
+        cells += [f"{100 * statistics.mean(shares):.2f}", f"{statistics.mean(o['MB'] for o in own):.2f}"]
+        times = [o["time"] for o in own if "time" in o]
+        print(f"| {way} | " + " | ".join([*cells, f"{statistics.mean(times):.3f}" if times else ""]) + " |")
+
+
 def main() -> None:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, action="append", required=True, help="a folder; may be given again")
+    parser.add_argument("--data", type=Path, action="append", default=[], help="a folder; may be given again")
     parser.add_argument(
         "--labels", type=int, action="append", help="labelled texts a class, one a folder; 8 if not given"
     )
@@ -91,51 +138,22 @@ def main() -> None:
     parser.add_argument("--texts", type=int, help="only the first so many texts of each split")
     parser.add_argument("--rounds", type=int, default=15, help="how often each replacement is timed")
     parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
+    parser.add_argument("--join", type=Path, nargs="+", default=[], help="such files of earlier runs, for the table")
     options = parser.parse_args()
     labels = options.labels or [8] * len(options.data)
     if len(labels) != len(options.data):
         parser.error(f"--labels should be given once a folder, but came {len(labels)} times for {len(options.data)}.")
-    teacher = load_teacher(options.teacher or default_teacher())
-    figures: dict[str, dict[str, dict[str, float]]] = {}
-    seconds: dict[str, list[float]] = {}
+    figures: dict[str, dict[str, dict[str, Any]]] = {}
+    for path in options.join:
+        figures |= json.loads(path.read_text(encoding="utf-8"))["figures"]
+    if options.data:
+        teacher = load_teacher(options.teacher or default_teacher())
     for path, samples in zip(options.data, labels, strict=True):
-        folder = Folder(teacher, path, samples, options.texts)
-        ways = {"one sense": folder.build(max_senses=1), "20 senses": folder.build()}
-        for levels, codes in SETTINGS:
-            begin = time.perf_counter()
-            ways[f"{levels} x {codes}"] = folder.build(max_senses=1, codes=codes, code_levels=levels)
-            print(f"{folder.name}, {levels} x {codes}: built in {time.perf_counter() - begin:.0f} s", flush=True)
-        models = {name: SenseModel.from_teacher(teacher, own) for name, own in ways.items()}
-        whole = SenseModel.from_teacher(teacher, ways["one sense"], selection="none")
-        for name, model in {"teacher": whole, **models}.items():
-            mean, frequency = folder.accuracies(model)
-            size = 0.0 if name == "teacher" else model.to_dictionary().summary()["megabytes"]
-            figures.setdefault(name, {})[folder.name] = {"MB": size, "mean": mean, "frequency": frequency}
-            print(folder.name, name, figures[name][folder.name], flush=True)
-        if not seconds:
-            student = SenseModel.from_teacher(teacher, ways["one sense"], num_hidden_layers=2).backbone
-            test = folder.batches["test"]
-            part = test.parts[:8]
-            runs: dict[str, Any] = {
-                "forward": lambda s=student, p=part: [s(input_ids=i, attention_mask=m) for i, _, m in p]
-            }
-            runs |= {name: lambda own=own, p=part: replacements(own, p) for name, own in models.items()}
-            with torch.inference_mode():
-                seconds = by_turns(runs, options.rounds)
-    names = list(figures["teacher"])
-    print(
-        "| int8 | "
-        + " | ".join(f"{name}, {of}" for name in names for of in ("MB", *POOLINGS))
-        + " | kept | MB | time |"
-    )
-    print("| --- |" + " --- |" * (3 * len(names) + 3))
-    for name, own in figures.items():
-        best = [max(own[f][p] for p in POOLINGS) / max(figures["teacher"][f][p] for p in POOLINGS) for f in names]
-        cells = [f"{own[f][key]:.2f}" for f in names for key in ("MB", *POOLINGS)]
-        cells += [f"{100 * statistics.mean(best):.2f}", f"{statistics.mean(own[f]['MB'] for f in names):.2f}"]
-        times = ratios(seconds[name], seconds["forward"]) if name in seconds else []
-        print(f"| {name} | " + " | ".join([*cells, f"{statistics.median(times):.3f}" if times else ""]) + " |")
-    save(options.output, {"figures": figures, "seconds": seconds})
+        figures[path.name] = measure(Folder(teacher, path, samples, options.texts), teacher, options.rounds)
+    if not figures:
+        parser.error("give --data, or --join.")
+    show_table(figures)
+    save(options.output, {"figures": figures})
 
 
 if __name__ == "__main__":
