@@ -242,6 +242,17 @@ def test_soft_is_hard_when_cold_and_passes_gradients(teacher, coded, batch):
     assert model.backbone.encoder.layer[0].output.dense.weight.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_what_inference_keeps_serves_training(teacher, coded, batch, dtype):
+    """Codes that were widened under inference_mode cannot be saved for a gradient."""
+    model = SenseModel.from_teacher(teacher, coded.to(dtype), num_hidden_layers=1, selection="soft")
+    with torch.inference_mode():
+        before = model(**batch).last_hidden_state
+    after = model(**batch).last_hidden_state
+    after.sum().backward()
+    torch.testing.assert_close(after.detach(), before.clone())
+
+
 def test_straight_through_keeps_the_states_gradient(teacher, coded, batch):
     """Codes cut the gradient off."""
     model = SenseModel.from_teacher(teacher, coded, num_hidden_layers=1, selection="straight_through")

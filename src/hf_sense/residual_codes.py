@@ -97,18 +97,20 @@ class ResidualCodes:
     def vectors(self) -> torch.Tensor:
         """The codes as they are compared and added, float32 (float64 if they are) ``(levels, num_codes, dim)``; kept."""
         if self._vectors is None:
-            if self.scales is not None:
-                rows = dequantize(self.values.reshape(-1, self.dim), self.scales.reshape(-1))
-                self._vectors = rows.view(self.values.shape)
-            else:
-                self._vectors = self.values if self.values.dtype == torch.float64 else self.values.float()
+            with torch.inference_mode(False), torch.no_grad():  # what is kept serves training too
+                if self.scales is not None:
+                    rows = dequantize(self.values.reshape(-1, self.dim), self.scales.reshape(-1))
+                    self._vectors = rows.view(self.values.shape)
+                else:
+                    self._vectors = self.values if self.values.dtype == torch.float64 else self.values.float()
         return self._vectors
 
     @property
     def half_norms(self) -> torch.Tensor:
         """``|c|^2 / 2`` of each code, ``(levels, num_codes)``; kept."""
         if self._half_norms is None:
-            self._half_norms = self.vectors.square().sum(-1) / 2
+            with torch.inference_mode(False), torch.no_grad():
+                self._half_norms = self.vectors.square().sum(-1) / 2
         return self._half_norms
 
     def scores(self, residuals: torch.Tensor, level: int) -> torch.Tensor:
