@@ -92,7 +92,8 @@ class SenseTable(nn.Module):
         values = self.codes if outside is None else outside.values
         if values is None:
             return None
-        key = _state_of(values), self.offsets.device
+        scales = None if self.code_scales is None else _state_of(self.code_scales)
+        key = _state_of(values), scales, self.offsets.device
         if self._residual_codes is None or self._residual_codes[0] != key:
             if outside is None:
                 found = ResidualCodes(values, self.code_scales, check_values=False)
