@@ -47,7 +47,7 @@ class Batches:
     def replaced(self, model: SenseModel) -> tuple[list[torch.Tensor], torch.Tensor]:
         """The states of each batch with senses in their place, and the ids of these senses, all in a row."""
         found = [model.table.replace(states, ids, mask, model.config, True) for ids, states, mask in self.parts]
-        return [states for states, _, _ in found], torch.cat([ids.reshape(-1) for _, ids, _ in found])
+        return [states for states, _ in found], torch.cat([choice.sense_ids.reshape(-1) for _, choice in found])
 
     @torch.inference_mode()
     def vectors(self, model: SenseModel, states: list[torch.Tensor]) -> torch.Tensor:

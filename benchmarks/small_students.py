@@ -171,6 +171,9 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", default=list(SELECTIONS), choices=list(SELECTIONS))
     parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128], help="widths of the students")
     parser.add_argument("--seeds", type=int, default=3, help="how many times each student is trained")
+    parser.add_argument("--max-senses", type=int, default=20, help="senses a token of the dictionary")
+    parser.add_argument("--codes", type=int, help="codes a level that all tokens share; none if not given")
+    parser.add_argument("--code-levels", type=int, default=1)
     parser.add_argument("--epochs", type=float, default=6)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=5e-3)
@@ -186,7 +189,8 @@ def main() -> None:
     teacher = load_teacher(options.teacher or default_teacher())
     texts = [row["text"] for row in rows["train"]]
     begin = time.process_time()
-    dictionary = build_dictionary(teacher, texts, max_length=MAX_LENGTH, disable_tqdm=True)
+    kept = {name: getattr(options, name) for name in ("max_senses", "codes", "code_levels")}
+    dictionary = build_dictionary(teacher, texts, max_length=MAX_LENGTH, disable_tqdm=True, **kept)
     built = time.process_time() - begin
     begin = time.process_time()
     corpus = encode_corpus(texts, teacher.tokenizer, MAX_LENGTH, quiet=True, disable_tqdm=True)

@@ -134,6 +134,19 @@ def test_convert_makes_what_the_other_commands_take(data, dictionary, tiny_teach
     assert "[bank]" in capsys.readouterr().out
 
 
+def test_codes_are_built_converted_and_shown(data, tiny_teacher_folder, tmp_path, capsys):
+    """The command has no codes, converts senses alone, or shows a token as if there were none."""
+    arguments = ["--teacher", str(tiny_teacher_folder), "--dataset", str(data / "train.jsonl"), "--max-senses", "1"]
+    assert main(["build", *arguments, "--output", str(tmp_path / "d"), "--codes", "8", "--code-levels", "2"]) == 0
+    assert "num_codes" in capsys.readouterr().out.replace(" ", "_")
+    assert main(["convert", str(tmp_path / "d"), str(tmp_path / "small"), "--dtype", "int8"]) == 0
+    capsys.readouterr()
+    assert main(["inspect", str(tmp_path / "small"), "bank"]) == 0
+    assert "one of 8 codes that all tokens share, at each of 2 levels" in capsys.readouterr().out
+    code, line = run(["build", *arguments, "--output", str(tmp_path / "e"), "--codes", "1"], capsys)
+    assert (code, "codes should be a whole number from 2" in line) == (2, True), line
+
+
 def test_inspect_takes_a_student_as_report_does(data, dictionary, student, capsys):
     """A student's senses are seen in Python alone."""
     shown = []

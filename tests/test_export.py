@@ -84,9 +84,9 @@ def test_padded_choice_equals_the_ragged_one(selection, metric, dtype):
     model.table.fill(dictionary, dtype, outside=False)
     ids, hidden = torch.randint(0, 8, (5, 11)), torch.randn(5, 11, 6, dtype=dtype)
     mask = (torch.arange(11) < torch.tensor([11, 4, 1, 8, 0])[:, None]).long()
-    states, sense_ids, _ = model.table.replace(hidden, ids, mask, model.config, output_senses=True)
+    states, choice = model.table.replace(hidden, ids, mask, model.config, output_senses=True)
     found, found_ids = PaddedSenses(model.table)(hidden, ids, mask, selection, 2.0)
-    assert torch.equal(found_ids, sense_ids)
+    assert torch.equal(found_ids, choice.sense_ids)
     torch.testing.assert_close(found, states, atol=1e-5, rtol=1e-5)
 
 

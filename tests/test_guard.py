@@ -12,9 +12,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hf_sense import SenseModel, compute_sense_targets
+from hf_sense.coded import choose_coded
 from hf_sense.collator import SenseDataCollator
 from hf_sense.evaluation import embed
 from hf_sense.fused import choose_senses, sense_loss
+from hf_sense.residual_codes import ResidualCodes
 from hf_sense.senses import Senses
 
 # What a tensor passes through on its way to NumPy, and other names for the same bytes: no work.
@@ -38,14 +40,16 @@ class Counter(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.kernels, self.bytes = 0, 0
+        self.kernels, self.bytes, self.largest = 0, 0, 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
         given = {leaf.untyped_storage().data_ptr() for leaf in tree_leaves((args, kwargs)) if is_plain(leaf)}
         self.kernels += function._schema.name.split("::")[1] not in NO_WORK
         made = [leaf for leaf in tree_leaves(result) if is_plain(leaf)]
-        self.bytes += sum(leaf.nbytes for leaf in made if leaf.untyped_storage().data_ptr() not in given)
+        sizes = [leaf.nbytes for leaf in made if leaf.untyped_storage().data_ptr() not in given]
+        self.bytes += sum(sizes)
+        self.largest = max([self.largest, *sizes])
         return result
 
 
@@ -122,6 +126,39 @@ def test_senses_are_not_gathered_for_each_token(way, work, times):
     states, pairs = given[0].nbytes, 20 * 2048
     # Tensors of the states' size, and for PyTorch's kernels numbers a pair; rows for each pair would be 20 states.
     assert counter.bytes <= times * states + (0 if way == "compiled" else 140 * pairs) + 2**18
+
+
+def test_codes_take_a_few_kernels_a_level(way):
+    """Codes are looked for token by token, or the states are copied again for each level."""
+    hidden, ids, places, senses = case(2048)
+    counts = {}
+    for levels in (1, 3):
+        codes = ResidualCodes(torch.randn(levels, 64, 64))
+        for tokens in (64, 2048):
+            given = hidden[:tokens], ids[:tokens], places[:tokens], senses, "l2", codes
+            choose_coded(*given, output_replaced=True)
+            with Counter() as counter:
+                choose_coded(*given, output_replaced=True)
+            counts[levels, tokens] = counter.kernels
+    assert counts[1, 64] == counts[1, 2048]
+    assert counts[3, 64] == counts[3, 2048] <= counts[1, 64] + 2 * 12
+
+
+def test_memory_of_codes_does_not_grow_with_tokens_times_codes(way):
+    """All scores of a batch are held at once: gigabytes for many codes and tokens."""
+    hidden, ids, places, senses = case(4096)
+    codes = ResidualCodes(torch.randn(1, 4096, 64))
+    largest = {}
+    for name, work in (
+        ("hard", lambda: choose_coded(hidden, ids, places, senses, "l2", codes, output_replaced=True)),
+        ("soft", lambda: codes.expected(hidden, 1.0)),
+    ):
+        work()
+        with Counter() as counter:
+            work()
+        largest[name] = counter.largest
+    # Four megabytes of scores, where all of them are sixty-seven.
+    assert max(largest.values()) <= 2**22
 
 
 def test_narrow_senses_are_widened_as_they_are_read(monkeypatch):

@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from hf_sense.clustering import Clusters, cluster, number_of_senses
+from hf_sense.code_training import check_codes, fit_dictionary_codes
 from hf_sense.corpus import EncodedCorpus, encode_corpus, iterate_texts
 from hf_sense.dictionary import SenseDictionary
 from hf_sense.ragged import check_metric
@@ -44,6 +45,8 @@ def build_dictionary(
     *,
     text_column: str | Sequence[str] = "text",
     max_senses: int | str = 20,
+    codes: int | None = None,
+    code_levels: int = 1,
     metric: str = "l2",
     method: str = "kmeans",
     min_occurrences: int = 1,
@@ -70,6 +73,9 @@ def build_dictionary(
         text_column: the column of a data set that holds the text; two names for text pairs.
         max_senses: the most senses a token gets: a number, or a rule of its occurrences such as ``"n/10"``, ``"sqrt"`` or
             ``"n/10,100"`` (at most 100).
+        codes: so many vectors a level that all tokens share: what the best sense leaves of a hidden state is put together from
+            them (residual vector quantization). With ``max_senses=1``, a small dictionary that still tells contexts apart.
+        code_levels: how many such vectors a state takes, one of each level.
         metric: how a hidden state will pick a sense: ``"l2"``, ``"cosine"`` or ``"dot"`` (the paper's).
         method: ``"kmeans"``, ``"spherical_kmeans"``, ``"markov"``, ``"markov_full"`` or ``"paper"``; see
             ``hf_sense.clustering``.
@@ -93,6 +99,7 @@ def build_dictionary(
             with the text that caused it.
     """
     check_metric(metric)
+    check_codes(codes, code_levels)
     number_of_senses(torch.ones(1, dtype=torch.int64), max_senses)
     if dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.int8):
         raise ValueError(
@@ -126,7 +133,7 @@ def build_dictionary(
         )
     metadata = {
         "teacher": teacher.description(),
-        "clustering": options,
+        "clustering": options | ({} if codes is None else {"codes": codes, "code_levels": code_levels}),
         "sampling": {
             "seed": seed,
             "max_occurrences": max_occurrences,
@@ -156,6 +163,11 @@ def build_dictionary(
         metadata=metadata,
         tokenizer=teacher.tokenizer,
     )
+    if codes is not None:
+        quiet = disable_tqdm or (None if work.rank == 0 else True)
+        dictionary.codes = fit_dictionary_codes(
+            dictionary, vectors, sample, codes, code_levels, seed=seed, disable_tqdm=quiet
+        )
     work.remove()
     return dictionary if dtype == torch.float32 else dictionary.to(dtype)
 

@@ -112,6 +112,8 @@ def build(
     max_senses: Annotated[
         str, typer.Option(help='Most senses a token: a number, "n/10", "sqrt", or "n/10,100".')
     ] = "20",
+    codes: Annotated[int | None, typer.Option(help="Codes a level, shared by all tokens; none if not given.")] = None,
+    code_levels: Annotated[int, typer.Option(help="Codes that a hidden state takes, one a level.")] = 1,
     metric: Annotated[MetricName, typer.Option(help="How a hidden state picks a sense.")] = MetricName.l2,
     method: Annotated[MethodName, typer.Option(help="How a token's vectors are clustered.")] = MethodName.kmeans,
     min_occurrences: Annotated[int, typer.Option(help="Tokens with fewer keep each vector as a sense.")] = 1,
@@ -150,6 +152,8 @@ def build(
         texts,
         text_column=column,
         max_senses=int(max_senses) if max_senses.isdigit() else max_senses,
+        codes=codes,
+        code_levels=code_levels,
         metric=metric.value,
         method=method.value,
         min_occurrences=min_occurrences,

@@ -47,6 +47,9 @@ def inspect(
     token_id = int(token) if token.isdigit() and token not in known else token_id_of(token, tokenizer)
     senses = dictionary.senses_of(token_id)
     print(f"{tokenizer.convert_ids_to_tokens(token_id)!r} (id {token_id}): {len(senses.sense_ids)} senses")
+    if dictionary.codes is not None:
+        levels, codes = dictionary.codes.levels, dictionary.codes.num_codes
+        print(f"  to the chosen sense is added one of {codes} codes that all tokens share, at each of {levels} levels")
     found: dict[int, list[str]] = {}
     if corpus is not None and len(senses.sense_ids):
         texts, _ = load(corpus, split, text_column)

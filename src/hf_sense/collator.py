@@ -10,8 +10,18 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from hf_sense.ragged import NO_SENSE
+from hf_sense.residual_codes import ResidualCodes
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+# Before the number of the level.
+_CODE_LABELS = "code_labels_"
+
+
+def code_columns(codes: ResidualCodes | None) -> list[str]:
+    """The names of the columns that hold a token's codes, one a level."""
+    return [] if codes is None else [f"{_CODE_LABELS}{level + 1}" for level in range(codes.levels)]
 
 
 @dataclass
@@ -31,6 +41,8 @@ class SenseDataCollator:
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """One batch: int64 ``(batch, sequence)`` tensors; ``sense_labels`` are global sense ids.
 
+        ``code_labels``, if the rows hold codes, are ``(batch, sequence, levels)``, -100 where there is no sense.
+
         Raises:
             ValueError: if the rows hold ``sense_indices`` and no offsets were given.
         """
@@ -48,6 +60,8 @@ class SenseDataCollator:
             "sense_labels": NO_SENSE,
             "sense_indices": -1,
         }
+        levels = sorted((name for name in rows[0] if name.startswith(_CODE_LABELS)), key=lambda name: (len(name), name))
+        fills |= dict.fromkeys(levels, 0)
         batch = {}
         for name, fill in fills.items():
             if name in rows[0]:
@@ -60,4 +74,7 @@ class SenseDataCollator:
                 raise ValueError("sense_indices are places among a token's senses: SenseDataCollator needs offsets=.")
             indices = batch.pop("sense_indices")
             batch["sense_labels"] = torch.where(indices >= 0, self.offsets[batch["input_ids"]] + indices, NO_SENSE)
+        if levels and "sense_labels" in batch:
+            stacked = torch.stack([batch.pop(name) for name in levels], -1)
+            batch["code_labels"] = stacked.masked_fill(batch["sense_labels"].unsqueeze(-1) < 0, NO_SENSE)
         return batch

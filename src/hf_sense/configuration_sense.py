@@ -48,6 +48,8 @@ class SenseConfig(PretrainedConfig):
             dtype; ``None`` keeps them in that dtype.
         adds_token_mean: add the mean of the token's senses, each as often as it occurs, to the projected state: the backbone
             then says how a token differs from its mean. A token without senses has zeros for a state.
+        code_levels: levels of the codes that all tokens share; 0 for a dictionary without them.
+        num_codes: codes of a level.
 
     Raises:
         ValueError: if ``metric``, ``selection``, ``pooling`` or ``sense_dtype`` is unknown, or ``sense_dtype`` is given for a
@@ -83,6 +85,8 @@ class SenseConfig(PretrainedConfig):
         classifier_dropout: float = 0.0,
         sense_dtype: str | None = None,
         adds_token_mean: bool = False,
+        code_levels: int = 0,
+        num_codes: int = 0,
         **kwargs: Any,
     ) -> None:
         if isinstance(backbone_config, dict):
@@ -120,6 +124,8 @@ class SenseConfig(PretrainedConfig):
         self.head_activation = head_activation
         self.classifier_dropout = classifier_dropout
         self.adds_token_mean = adds_token_mean
+        self.code_levels = code_levels
+        self.num_codes = num_codes
         super().__init__(**kwargs)
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> PretrainedConfig:

@@ -14,15 +14,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import torch
 
 from hf_sense import hub, storage
-from hf_sense.fused import Choice, choose_senses, has_compiled_kernels
+from hf_sense.choosing import choose_in
 from hf_sense.model_card import Provenance, dictionary_card, write_card
-from hf_sense.ragged import (
-    Metric,
-    RaggedIndex,
-    check_metric,
-)
+from hf_sense.ragged import Metric, check_metric
+from hf_sense.residual_codes import ResidualCodes
 from hf_sense.row_blocks import RowBlocks
-from hf_sense.senses import Senses
 from hf_sense.vocabulary import token_id_of as token_id_of
 from hf_sense.vocabulary import tokenizer_fingerprint as tokenizer_fingerprint
 
@@ -61,6 +57,7 @@ class SenseDictionary:
         tokenizer: lets ``senses_of`` take a token as text; it is not saved with the dictionary.
         check_values: look for NaN and infinity; ``None`` does so up to 256 MiB.
         scales: float32 ``(num_senses,)``, what each row of int8 senses is to be multiplied with; ``to(torch.int8)`` makes both.
+        codes: shared by all tokens: what a sense leaves of a hidden state is put together from them.
 
     Attributes:
         hub_source: the repository and commit that it was fetched from or pushed to; ``None`` if neither.
@@ -91,6 +88,7 @@ class SenseDictionary:
         tokenizer: PreTrainedTokenizerBase | None = None,
         check_values: bool | None = None,
         scales: torch.Tensor | None = None,
+        codes: ResidualCodes | None = None,
     ) -> None:
         self._table = RowBlocks([senses] if isinstance(senses, torch.Tensor) else senses, scales)
         self.offsets = offsets
@@ -98,6 +96,7 @@ class SenseDictionary:
         self.counts = torch.ones(total, dtype=torch.int64) if counts is None else counts
         self.spread = torch.zeros(total, dtype=torch.float32) if spread is None else spread
         self.metric: Metric = check_metric(metric)
+        self.codes = codes
         self.tokenizer_fingerprint = tokenizer_fingerprint
         self.metadata = dict(metadata or {})
         self.tokenizer = tokenizer
@@ -124,10 +123,13 @@ class SenseDictionary:
                 raise ValueError(f"{name} should be {dtype} ({total},), but is {tensor.dtype} {tuple(tensor.shape)}.")
         if bool((self.counts < 0).any()):
             raise ValueError("counts should not be negative.")
+        if self.codes is not None and self.codes.dim != self.dim:
+            raise ValueError(f"codes should be as wide as the senses, {self.dim}, but are {self.codes.dim}.")
 
     def _small_tensors(self) -> dict[str, torch.Tensor]:
         small = {"offsets": self.offsets, "counts": self.counts, "spread": self.spread}
-        return small if self.scales is None else {**small, "scales": self.scales}
+        small |= {} if self.scales is None else {"scales": self.scales}
+        return small if self.codes is None else {**small, **self.codes.tensors()}
 
     def check_finite(self) -> None:
         """Reads every sense; raises ``ValueError`` if a value is NaN or infinite. Done at construction up to 256 MiB."""
@@ -169,11 +171,11 @@ class SenseDictionary:
     @property
     def fingerprint(self) -> str:
         """Names the table by its bytes: targets and students hold it to know their dictionary again."""
+        small = self._small_tensors()
         if self._checksums is None:
-            parts = {"senses": self._table.blocks, "offsets": [self.offsets]}
-            parts |= {} if self.scales is None else {"scales": [self.scales]}
+            parts = {"senses": self._table.blocks, **{name: [tensor] for name, tensor in small.items()}}
             self._checksums = {name: storage.sha256_of(blocks) for name, blocks in parts.items()}
-        names = ("senses", "offsets") if self.scales is None else ("senses", "offsets", "scales")
+        names = ["senses", *(name for name in ("offsets", "scales", "codes", "code_scales") if name in small)]
         return hashlib.sha256("".join(self._checksums[name] for name in names).encode()).hexdigest()
 
     def rows(self, sense_ids: torch.Tensor) -> torch.Tensor:
@@ -224,63 +226,38 @@ class SenseDictionary:
         Raises:
             ValueError: if shapes do not fit, an id is outside the vocabulary, or a score is not finite.
         """
-        return self._choose(input_ids, hidden_states, attention_mask).sense_ids.view(input_ids.shape)
+        return choose_in(self, input_ids, hidden_states, attention_mask).sense_ids.view(input_ids.shape)
+
+    @torch.no_grad()
+    def encode(
+        self, input_ids: torch.Tensor, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As ``lookup``, and the codes of what each sense leaves of the state, int64 ``(..., levels)``; -100 likewise.
+
+        A dictionary without codes has no levels.
+        """
+        choice = choose_in(self, input_ids, hidden_states, attention_mask, output_codes=True)
+        found = choice.sense_ids.new_empty(len(choice.sense_ids), 0) if choice.code_ids is None else choice.code_ids
+        return choice.sense_ids.view(input_ids.shape), found.view(*input_ids.shape, found.shape[1])
 
     def replace(
         self, input_ids: torch.Tensor, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """``hidden_states`` ``(..., dim)`` with each token's vector replaced by its best sense, without gradient.
+        """``hidden_states`` ``(..., dim)``, each token's vector replaced by its best sense and its codes, without gradient.
 
         A token without senses, or under padding, keeps its vector. Arguments and errors are those of ``lookup``; a model
         that does this in its forward pass is ``SenseModel``.
         """
-        choice = self._choose(input_ids, hidden_states, attention_mask, output_replaced=True)
+        choice = choose_in(self, input_ids, hidden_states, attention_mask, output_replaced=True)
         return cast(torch.Tensor, choice.replaced).view_as(hidden_states)
+
+    def half_norms(self) -> torch.Tensor | None:
+        """As ``RowBlocks.half_norms``."""
+        return self._table.half_norms()
 
     def in_place(self) -> tuple[torch.Tensor, torch.Tensor | None] | None:
         """The rows and their scales as they are kept, not to be written to; ``None`` if they lie in several files."""
         return (self._table.blocks[0], self._table.scales) if len(self._table.blocks) == 1 else None
-
-    def _choose(
-        self,
-        input_ids: torch.Tensor,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        output_replaced: bool = False,
-    ) -> Choice:
-        if hidden_states.shape != (*input_ids.shape, self.dim):
-            raise ValueError(
-                f"hidden_states should be {(*input_ids.shape, self.dim)} for input_ids {tuple(input_ids.shape)} and this "
-                f"dictionary's width, but is {tuple(hidden_states.shape)}."
-            )
-        hidden = hidden_states.reshape(-1, self.dim)
-        token_ids = input_ids.reshape(-1).to(hidden.device)
-        if token_ids.numel() and (int(token_ids.min()) < 0 or int(token_ids.max()) >= self.vocab_size):
-            raise ValueError(
-                f"input_ids should be in 0..{self.vocab_size - 1}, but run from {int(token_ids.min())} to "
-                f"{int(token_ids.max())}. Was the text tokenized with the dictionary's tokenizer?"
-            )
-        if attention_mask is None:
-            places = torch.arange(len(token_ids), device=hidden.device)
-        else:
-            places = attention_mask.reshape(-1).bool().nonzero().squeeze(-1).to(hidden.device)
-        in_place = self.in_place()
-        global_ids = None
-        if in_place is not None and in_place[0].device == hidden.device:
-            # The compiled kernels compute norms as they go; the others read them.
-            keep = self.metric != "dot" and self._table.dtype == torch.float32 and not has_compiled_kernels()
-            senses = Senses(self.offsets, *in_place, self._table.half_norms() if keep else None)
-        else:
-            # The table is elsewhere or in several files: bring the batch's own rows together and number them anew.
-            tokens, compact = token_ids[places].to(self.offsets.device).unique(return_inverse=True)
-            own = RaggedIndex.of(tokens, self.offsets)
-            global_ids = own.sense_ids.to(hidden.device)
-            senses = Senses(own.starts.to(hidden.device), self.rows(own.sense_ids).to(hidden.device, torch.float32))
-            token_ids = torch.zeros_like(token_ids).index_copy(0, places, compact.to(hidden.device))
-        choice = choose_senses(
-            hidden, token_ids, places, senses, self.metric, output_replaced=output_replaced, check_finite=True
-        )
-        return choice if global_ids is None else choice.numbered(global_ids)
 
     def summary(self) -> dict[str, int | float]:
         """Numbers about the table: tokens with senses, senses, occurrences, senses a token, spread, megabytes."""
@@ -296,7 +273,8 @@ class SenseDictionary:
             "median_senses_per_token": int(lengths.median()) if len(lengths) else 0,
             "max_senses_per_token": int(lengths.max()) if len(lengths) else 0,
             "mean_spread": float((self.spread.double() * self.counts).sum() / max(1, occurrences)),
-            "megabytes": self._table.nbytes / 1e6,
+            **({} if self.codes is None else {"code_levels": self.codes.levels, "num_codes": self.codes.num_codes}),
+            "megabytes": (self._table.nbytes + (0 if self.codes is None else self.codes.nbytes)) / 1e6,
         }
 
     def to(self, dtype: torch.dtype | str) -> SenseDictionary:
@@ -314,10 +292,11 @@ class SenseDictionary:
             raise ValueError(f"dtype should be one of {', '.join(known)}, but is {dtype!r}.")
         dtype = found
         table = self._table.to(dtype)
-        return self._copy(table.blocks, self.offsets, self.counts, self.spread, table.scales)
+        codes = None if self.codes is None else self.codes.to(dtype)
+        return self._copy(table.blocks, self.offsets, self.counts, self.spread, table.scales, codes)
 
     def merge(self, other: SenseDictionary) -> SenseDictionary:
-        """A dictionary with the senses of both: each token's own first, then those of ``other``.
+        """A dictionary with the senses of both: each token's own first, then those of ``other``; and the codes of both.
 
         Raises:
             ValueError: if ``other`` is no dictionary, or width, vocabulary, tokenizer or metric differ.
@@ -344,6 +323,7 @@ class SenseDictionary:
             torch.cat([self.counts, other.counts])[order],
             torch.cat([self.spread, other.spread])[order],
             None if both[0].scales is None else torch.cat([d.scales for d in both])[order],
+            both[0].codes.merge(both[1].codes) if both[0].codes is not None else both[1].codes,
             {"corpus": {"merged": [d.metadata.get("corpus") for d in (self, other)]}},
         )
 
@@ -354,6 +334,7 @@ class SenseDictionary:
         counts: torch.Tensor,
         spread: torch.Tensor,
         scales: torch.Tensor | None,
+        codes: ResidualCodes | None,
         metadata: dict[str, Any] | None = None,
     ) -> SenseDictionary:
         return SenseDictionary(
@@ -366,6 +347,7 @@ class SenseDictionary:
             metadata=self.metadata | (metadata or {}),
             tokenizer=self.tokenizer,
             scales=scales,
+            codes=codes,
         )
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], max_shard_size: int = 5 * 10**9) -> None:
@@ -387,6 +369,7 @@ class SenseDictionary:
             "num_senses": self.num_senses,
             "metric": self.metric,
             "tokenizer_fingerprint": self.tokenizer_fingerprint,
+            **({} if self.codes is None else {"code_levels": self.codes.levels, "num_codes": self.codes.num_codes}),
             **self.metadata,
         }
         storage.write_dictionary(folder, self._table.blocks, self._small_tensors(), description, max_shard_size)
@@ -479,13 +462,14 @@ class SenseDictionary:
                 local_files_only=local_files_only,
             )  # fmt: skip
         blocks, small, described = storage.read_dictionary(folder / subfolder, verify, str(Path(name, subfolder)))
-        own = ("format_version", "library_version", "dim", "vocab_size", "num_senses", "metric", "sha256")
+        own = storage.own_keys(described["format_version"])
         dictionary = cls(
             blocks,
-            **small,
+            **{name: tensor for name, tensor in small.items() if name not in ("codes", "code_scales")},
+            codes=ResidualCodes.of(small),
             metric=described["metric"],
             tokenizer_fingerprint=described["tokenizer_fingerprint"],
-            metadata={key: value for key, value in described.items() if key not in (*own, "tokenizer_fingerprint")},
+            metadata={key: value for key, value in described.items() if key not in own},
             check_values=False,  # done, or not asked for
         )
         dictionary._checksums = described["sha256"]

@@ -46,6 +46,9 @@ class PaddedSenses(nn.Module):
         self.register_buffer("senses", _all_senses(table))
         self.register_buffer("offsets", table.offsets.detach())
         self.register_buffer("half_norms", half_squared_norms(self.senses))
+        codes = table.residual_codes
+        self.register_buffer("codes", None if codes is None else codes.vectors.detach())
+        self.register_buffer("code_half_norms", None if codes is None else codes.half_norms.detach())
         lengths = self.offsets[1:] - self.offsets[:-1]
         self.max_senses = int(lengths.max()) if len(lengths) else 0
 
@@ -114,8 +117,18 @@ class PaddedSenses(nn.Module):
                 chosen = chosen + (part.unsqueeze(-2) @ self.rows(first.unsqueeze(-1) + columns).float()).squeeze(-2)
         else:
             chosen = self.rows(best)
+        if self.codes is not None:
+            chosen = chosen + self._codes_of(contextual.float() - chosen, selection == "soft", temperature)
         replaced = torch.where(has.unsqueeze(-1), chosen.to(contextual.dtype), contextual)
         return replaced, torch.where(has, best, NO_SENSE)
+
+    def _codes_of(self, residuals: torch.Tensor, soft: bool, temperature: float) -> torch.Tensor:
+        """The codes of ``residuals`` ``(batch, sequence, dim)``, or their means, as ``hf_sense.residual_codes`` has them."""
+        left = residuals
+        for codes, halves in zip(self.codes, self.code_half_norms):
+            scores = left @ codes.t() - halves
+            left = left - ((scores / temperature).softmax(-1) @ codes if soft else codes[scores.argmax(-1)])
+        return residuals - left
 
 
 class ExportableModel(nn.Module):

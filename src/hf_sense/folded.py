@@ -14,6 +14,7 @@ from torch import nn
 from hf_sense.backbone import backbone_inputs, make_backbone, run_backbone
 from hf_sense.base_model import BaseSenseModel
 from hf_sense.configuration_sense import SenseConfig
+from hf_sense.folded_codes import FoldedCodes
 from hf_sense.fused import choose_senses
 from hf_sense.modeling_sense import SenseClassifierOutput, SenseModelOutput
 from hf_sense.ragged import (
@@ -37,6 +38,7 @@ class FoldedSenseConfig(SenseConfig):
     Args:
         num_keys: rows of the table that hidden states are scored with: the senses of tokens that have two or more.
         key_metric: how a hidden state scores a key: ``"l2"`` ``h . key - shift``, or ``"cosine"``.
+        codes_see_senses: whether the score of a code depends on the sense that was taken before it.
         **kwargs: those of ``SenseConfig``.
 
     Raises:
@@ -50,11 +52,12 @@ class FoldedSenseConfig(SenseConfig):
         "AutoModelForSequenceClassification": "FoldedSenseModelForSequenceClassification",
     }
 
-    def __init__(self, num_keys: int = 0, key_metric: str = "l2", **kwargs: Any) -> None:
+    def __init__(self, num_keys: int = 0, key_metric: str = "l2", codes_see_senses: bool = True, **kwargs: Any) -> None:
         if key_metric not in KEY_METRICS:
             raise ValueError(f"key_metric must be one of {', '.join(KEY_METRICS)}, but is {key_metric!r}.")
         self.num_keys = num_keys
         self.key_metric = key_metric
+        self.codes_see_senses = codes_see_senses
         super().__init__(**kwargs)
 
     def check_selection(self) -> None:
@@ -94,6 +97,10 @@ class FoldedTable(nn.Module):
         self.register_buffer("offsets", torch.zeros(vocab_size + 1, dtype=torch.int64))
         self.register_buffer("token_shares", torch.zeros(vocab_size))
         self.fallback = nn.Linear(width, config.sense_dim)
+        self.codes: FoldedCodes | None = None
+        if config.code_levels:
+            rows = config.num_senses if config.codes_see_senses else 0
+            self.codes = FoldedCodes(config.code_levels, config.num_codes, width, config.sense_dim or 0, rows)
 
     @property
     def nbytes(self) -> int:
@@ -113,8 +120,8 @@ class FoldedTable(nn.Module):
         attention_mask: torch.Tensor,
         config: FoldedSenseConfig,
         output_senses: bool = False,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Puts the value of a sense of its token in the place of each hidden state under the mask.
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Puts the value of a sense of its token, and of its codes, in the place of each hidden state under the mask.
 
         Args:
             hidden: ``(batch, sequence, width)``, the backbone's.
@@ -125,7 +132,8 @@ class FoldedTable(nn.Module):
 
         Returns:
             ``(batch, sequence, sense_dim)``, zeros where the mask is 0; and with ``output_senses`` the best senses' ids,
-            int64 ``(batch, sequence)``, -100 where there is none.
+            int64 ``(batch, sequence)``, -100 where there is none, and their codes, ``(batch, sequence, levels)``, if there
+            are any.
         """
         config.check_selection()
         kept = attention_mask.reshape(-1).nonzero().squeeze(-1)
@@ -142,20 +150,36 @@ class FoldedTable(nn.Module):
         chosen = self.values.new_zeros(len(kept), self.values.shape[1])
         if len(bare) < len(kept):
             chosen = self.values.index_select(0, best.clamp_max(len(self.values) - 1))
+        taken = hard = best.clamp_max(len(self.values) - 1)
         if config.selection == "soft":
             index = RaggedIndex.of(tokens, self.key_offsets)
             scores = sense_scores(flat[kept], index, self.keys, metric, self.shifts, check_finite=False)
             probabilities = sense_log_probabilities(scores / config.selection_temperature, index).exp()
             senses = dataclasses.replace(index, sense_ids=index.sense_ids + to_senses[index.rows])
             chosen = expected_sense(probabilities, senses, self.values, chosen)
+            if self.codes is not None and len(self.codes.with_senses):
+                # A token without keys has one sense, whose products stand already.
+                own = self.codes.with_senses.index_select(0, taken)
+                taken = expected_sense(probabilities, senses, self.codes.with_senses, own)
+        codes = None
+        if self.codes is not None:
+            temperature = config.selection_temperature if config.selection == "soft" else None
+            sums, codes = self.codes(flat[kept], taken, temperature)
+            if output_senses and temperature is not None:
+                codes = self.codes(flat[kept], hard)[1]
+            chosen = chosen + sums.to(chosen.dtype)
         chosen = chosen.to(hidden.dtype).index_copy(0, bare, self.fallback(flat[kept[bare]]).to(hidden.dtype))
         replaced = hidden.new_zeros(input_ids.numel(), chosen.shape[1]).index_copy(0, kept, chosen)
         replaced = replaced.view(*input_ids.shape, -1)
         if not output_senses:
-            return replaced, None
+            return replaced, None, None
         sense_ids = torch.full_like(input_ids, NO_SENSE).view(-1)
         sense_ids[kept] = best.index_fill(0, bare, NO_SENSE)
-        return replaced, sense_ids.view_as(input_ids)
+        if codes is None:
+            return replaced, sense_ids.view_as(input_ids), None
+        code_ids = codes.new_full((len(sense_ids), codes.shape[1]), NO_SENSE)
+        code_ids[kept] = codes.index_fill(0, bare, NO_SENSE)
+        return replaced, sense_ids.view_as(input_ids), code_ids.view(*input_ids.shape, -1)
 
 
 class FoldedPreTrainedModel(BaseSenseModel):
@@ -206,7 +230,8 @@ class FoldedSenseModel(FoldedPreTrainedModel):
             attention_mask: ``(batch, sequence)``.
             token_type_ids: ``(batch, sequence)``.
             inputs_embeds: ``(batch, sequence, width)``.
-            output_senses: also return ``sense_ids``; there are no contextual states in the senses' width, and no scores.
+            output_senses: also return ``sense_ids`` and ``code_ids``; there are no contextual states in the senses' width, and
+                no scores.
             output_hidden_states: also return the backbone's hidden states.
             output_attentions: also return the backbone's attentions.
             return_dict: ``False`` for a tuple.
@@ -230,10 +255,13 @@ class FoldedSenseModel(FoldedPreTrainedModel):
             output_attentions=output_attentions,
             **kwargs,
         )
-        replaced, sense_ids = self.table.replace(hidden, input_ids, attention_mask, self.config, output_senses)
+        replaced, sense_ids, code_ids = self.table.replace(
+            hidden, input_ids, attention_mask, self.config, output_senses
+        )
         result = SenseModelOutput(
             last_hidden_state=replaced,
             sense_ids=sense_ids,
+            code_ids=code_ids,
             hidden_states=output.get("hidden_states"),
             attentions=output.get("attentions"),
         )
@@ -274,7 +302,7 @@ class FoldedSenseModelForSequenceClassification(FoldedPreTrainedModel):
             output_hidden_states: also return the backbone's hidden states.
             output_attentions: also return the backbone's attentions.
             return_dict: ``False`` for a tuple.
-            output_senses: also return ``sense_ids``.
+            output_senses: also return ``sense_ids`` and ``code_ids``.
 
         Raises:
             ValueError: if labels are given in training mode.
@@ -300,6 +328,7 @@ class FoldedSenseModelForSequenceClassification(FoldedPreTrainedModel):
             hidden_states=output.hidden_states,
             attentions=output.attentions,
             sense_ids=output.sense_ids,
+            code_ids=output.code_ids,
         )
         return result if return_dict is not False else result.to_tuple()
 

@@ -5,7 +5,7 @@ It runs no texts; the models that it makes stand in ``hf_sense.folded``.
 With a projection ``c = P h + b`` (``P`` is ``(sense_dim, width)``) a sense's score is ``s . c = (P^T s) . h + s . b``: a key
 ``P^T s`` in the backbone's width and a number. With a linear head ``V`` the pooled vector's logits are ``V`` of a weighted sum of
 senses, that is the same weighted sum of ``V s``: ``num_labels`` numbers a sense. A token's mean that is added to ``c`` is the
-same for all of the token's senses, and goes into that number.
+same for all of the token's senses, and goes into that number. Codes are folded in ``hf_sense.folded_codes``.
 """
 
 from __future__ import annotations
@@ -80,6 +80,8 @@ def fold(model: SensePreTrainedModel) -> FoldedPreTrainedModel:
         sense_dim=model.config.sense_dim if classifier is None else classifier.out_features,
         num_keys=int(key_lengths.sum()),
         key_metric="cosine" if model.config.metric == "cosine" and projection is None else "l2",
+        # A token's mean that was added to its state takes its only sense away from what codes see.
+        codes_see_senses=not (model.config.adds_token_mean and int(lengths.max()) <= 1),
     )
     config.sense_dictionary = config.sense_dictionary_revision = config.sense_dtype = None
     config.adds_token_mean = False
@@ -135,8 +137,8 @@ def _bytes_of(table: SenseTable) -> int:
     inside, outside = sum(tensor.nbytes for tensor in table.buffers()), table.outside
     if outside is None:
         return inside
-    scales = 0 if outside.scales is None else outside.scales.nbytes
-    return inside + outside.num_senses * outside.dim * outside.dtype.itemsize + scales
+    beside = sum(part.nbytes for part in (outside.scales, outside.codes) if part is not None)
+    return inside + outside.num_senses * outside.dim * outside.dtype.itemsize + beside
 
 
 def _rows(table: SenseTable) -> Iterator[tuple[slice, torch.Tensor]]:
@@ -164,6 +166,9 @@ def _fill(
     folded.offsets.copy_(table.offsets)
     folded.key_offsets.copy_(nn.functional.pad(key_lengths.cumsum(0), (1, 0)))
     folded.token_shares.copy_(table.probabilities())
+    codes = table.residual_codes
+    if codes is not None and folded.codes is not None:
+        folded.codes.fill(codes, projection, classifier)
     owners = torch.repeat_interleave(table.offsets.diff())
     has_key = (key_lengths > 0)[owners]
     key = 0
@@ -187,6 +192,12 @@ def _fill(
                 tokens, which = owners[rows][has_key[rows]].unique(return_inverse=True)
                 shifts = shifts - (wide * table.token_means(tokens).double()[which]).sum(1)
             folded.shifts[keys] = shifts.to(folded.shifts.dtype)
+        if codes is not None and folded.codes is not None and len(folded.codes.with_senses):
+            seen = senses.double()
+            if adds_token_mean:
+                tokens, which = owners[rows].unique(return_inverse=True)
+                seen = seen - table.token_means(tokens).double()[which]
+            folded.codes.with_senses[rows] = (seen @ codes.vectors.double().flatten(0, 1).t()).to(folded.values.dtype)
         values = senses if classifier is None else senses.double() @ classifier.weight.double().T
         folded.values[rows] = values.to(folded.values.dtype)
     weight, bias = None, None

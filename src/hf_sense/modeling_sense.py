@@ -23,6 +23,7 @@ from hf_sense.context_network import ContextNetwork
 from hf_sense.dictionary import SenseDictionary
 from hf_sense.folders import check_model_name
 from hf_sense.publishing import open_dictionary
+from hf_sense.residual_codes import ResidualCodes
 from hf_sense.sense_table import SenseTable
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ class SenseModelOutput(ModelOutput):
         sense_ids: int64 ``(batch, sequence)``, the best senses, -100 where a token has none; with ``output_senses=True``.
         sense_scores: float32 ``(pairs,)``, the score of each sense of each token under the mask, laid out as
             ``RaggedIndex.of(input_ids[attention_mask.bool()], offsets)``; with ``output_senses=True``.
+        code_ids: int64 ``(batch, sequence, levels)``, the codes of what each sense leaves, -100 where there is no sense; with
+            ``output_senses=True``, of a dictionary with codes.
         hidden_states: the backbone's, with ``output_hidden_states=True``.
         attentions: the backbone's, with ``output_attentions=True``.
     """
@@ -49,6 +52,7 @@ class SenseModelOutput(ModelOutput):
     contextual_hidden_state: torch.Tensor | None = None
     sense_ids: torch.Tensor | None = None
     sense_scores: torch.Tensor | None = None
+    code_ids: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
 
@@ -61,11 +65,13 @@ class SenseClassifierOutput(SequenceClassifierOutput):
         contextual_hidden_state: as in ``SenseModelOutput``.
         sense_ids: likewise.
         sense_scores: likewise.
+        code_ids: likewise.
     """
 
     contextual_hidden_state: torch.Tensor | None = None
     sense_ids: torch.Tensor | None = None
     sense_scores: torch.Tensor | None = None
+    code_ids: torch.Tensor | None = None
 
 
 class SensePreTrainedModel(BaseSenseModel):
@@ -110,6 +116,7 @@ class SensePreTrainedModel(BaseSenseModel):
             tokenizer_fingerprint=self.config.tokenizer_fingerprint,
             metadata=self.config.dictionary_metadata,
             scales=None if table.scales is None else table.scales.cpu(),
+            codes=ResidualCodes.of({name: tensor.cpu() for name, tensor in table.state_dict().items()}),
         )
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Embedding:
@@ -229,14 +236,13 @@ class SenseModel(SensePreTrainedModel):
             contextual = self.table.add_means(contextual, input_ids)
         if output_contextual:
             return SenseModelOutput(last_hidden_state=contextual, contextual_hidden_state=contextual)
-        replaced, sense_ids, scores = self.table.replace(
-            contextual, input_ids, attention_mask, self.config, output_senses
-        )
+        replaced, choice = self.table.replace(contextual, input_ids, attention_mask, self.config, output_senses)
         result = SenseModelOutput(
             last_hidden_state=replaced,
             contextual_hidden_state=contextual if output_senses else None,
-            sense_ids=sense_ids,
-            sense_scores=scores,
+            sense_ids=None if choice is None else choice.sense_ids,
+            sense_scores=None if choice is None else choice.scores,
+            code_ids=None if choice is None else choice.code_ids,
             hidden_states=output.get("hidden_states"),
             attentions=output.get("attentions"),
         )
@@ -317,6 +323,7 @@ class SenseModelForSequenceClassification(SensePreTrainedModel):
             contextual_hidden_state=output.contextual_hidden_state,
             sense_ids=output.sense_ids,
             sense_scores=output.sense_scores,
+            code_ids=output.code_ids,
         )
         return result if return_dict is not False else result.to_tuple()
 

@@ -206,6 +206,7 @@ def push_model(
             "layers": config.get_text_config().num_hidden_layers,
             "parameters": model.num_parameters(),
             "senses": config.num_senses,
+            "codes": f"{config.code_levels} x {config.num_codes}" if config.code_levels else None,
             "dictionary": config.sense_dictionary,
             "metric": config.metric,
             "selection": config.selection,

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from hf_sense.coded import CodedChoice, choose_coded
 from hf_sense.configuration_sense import SenseConfig
 from hf_sense.dictionary import SenseDictionary
-from hf_sense.fused import choose_senses, has_compiled_kernels
+from hf_sense.fused import has_compiled_kernels
 from hf_sense.ragged import (
     NO_SENSE,
     RaggedIndex,
@@ -22,6 +23,7 @@ from hf_sense.ragged import (
     sense_log_probabilities,
     sense_scores,
 )
+from hf_sense.residual_codes import ResidualCodes
 from hf_sense.senses import Senses
 
 
@@ -37,6 +39,8 @@ class SenseTable(nn.Module):
         self.offsets: torch.Tensor
         self.counts: torch.Tensor
         self.spread: torch.Tensor
+        self.codes: torch.Tensor | None
+        self.code_scales: torch.Tensor | None
         rows = 0 if config.sense_dictionary else config.num_senses
         vocab_size = config.vocab_size or 0
         int8 = config.sense_dtype == "int8"
@@ -45,6 +49,12 @@ class SenseTable(nn.Module):
         self.register_buffer("offsets", torch.zeros(vocab_size + 1, dtype=torch.int64))
         self.register_buffer("counts", torch.zeros(config.num_senses, dtype=torch.int64))
         self.register_buffer("spread", torch.zeros(config.num_senses))
+        shape = (config.code_levels, config.num_codes)
+        coded = bool(config.code_levels) and not config.sense_dictionary
+        codes = torch.zeros(*shape, config.sense_dim, dtype=torch.int8 if int8 else None) if coded else None
+        self.register_buffer("codes", codes)
+        self.register_buffer("code_scales", torch.zeros(shape, dtype=torch.float32) if coded and int8 else None)
+        self._residual_codes: tuple[Any, ResidualCodes] | None = None
         self._half_norms: tuple[Any, torch.Tensor] | None = None
         self._probabilities: tuple[Any, torch.Tensor] | None = None
 
@@ -60,15 +70,37 @@ class SenseTable(nn.Module):
             kept = dictionary.senses.dtype if dictionary.scales is not None else dtype
             self.senses = dictionary.senses.to(kept, copy=True)
             self.scales = None if dictionary.scales is None else dictionary.scales.clone()
+            if dictionary.codes is not None:
+                codes = dictionary.codes.to(kept)
+                self.codes = codes.values.clone()
+                self.code_scales = None if codes.scales is None else codes.scales.clone()
 
     def _apply(self, fn: Any, recurse: bool = True) -> SenseTable:
         """Moves the table as any module, but leaves the scales float32 where a cast makes the weights narrower."""
-        if self.scales is not None:
-            self.scales = self.scales.view(torch.int32)  # no cast looks at integers
+        names = [name for name in ("scales", "code_scales") if getattr(self, name) is not None]
+        for name in names:
+            setattr(self, name, getattr(self, name).view(torch.int32))  # no cast looks at integers
         super()._apply(fn, recurse)
-        if self.scales is not None:
-            self.scales = self.scales.view(torch.float32)
+        for name in names:
+            setattr(self, name, getattr(self, name).view(torch.float32))
         return self
+
+    @property
+    def residual_codes(self) -> ResidualCodes | None:
+        """The codes, among the weights or of the dictionary outside, on the table's device; ``None`` if it has none."""
+        outside = None if self.outside is None else self.outside.codes
+        values = self.codes if outside is None else outside.values
+        if values is None:
+            return None
+        scales = None if self.code_scales is None else _state_of(self.code_scales)
+        key = _state_of(values), scales, self.offsets.device
+        if self._residual_codes is None or self._residual_codes[0] != key:
+            if outside is None:
+                found = ResidualCodes(values, self.code_scales, check_values=False)
+            else:
+                found = ResidualCodes(outside.vectors.to(self.offsets.device), check_values=False)
+            self._residual_codes = key, found
+        return self._residual_codes[1]
 
     def half_norms(self) -> torch.Tensor | None:
         """``|s|^2 / 2`` of each of the model's own senses, kept until they change; ``None`` if the metric has no use for it."""
@@ -156,8 +188,10 @@ class SenseTable(nn.Module):
         attention_mask: torch.Tensor,
         config: SenseConfig,
         output_senses: bool = False,
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    ) -> tuple[torch.Tensor, CodedChoice | None]:
         """Puts a sense of its token in the place of each hidden state under the mask, as ``config.selection`` says.
+
+        A dictionary with codes adds those of what the sense leaves of the state; with ``"soft"``, their mean.
 
         Args:
             contextual: ``(batch, sequence, dim)``.
@@ -167,34 +201,35 @@ class SenseTable(nn.Module):
             output_senses: also return the choice and what it was made from.
 
         Returns:
-            The states; and with ``output_senses`` the best senses' global ids, int64 ``(batch, sequence)``, -100 where there
-            is none, and the scores, float32 ``(pairs,)``.
+            The states; and with ``output_senses`` the choice, without states: the best senses' global ids, int64 ``(batch,
+            sequence)``, -100 where there is none, their codes likewise and ``(levels,)``, the scores, float32 ``(pairs,)``.
         """
         if config.selection == "none" and not output_senses:
-            return contextual, None, None
+            return contextual, None
         flat, ids = contextual.reshape(-1, contextual.shape[-1]), input_ids.reshape(-1)
         kept = attention_mask.reshape(-1).nonzero().squeeze(-1)
         senses, tokens, global_ids = self.lying(ids, kept)
-        best, scores = None, None
+        codes = self.residual_codes
         if config.selection == "soft":
-            replaced, scores, best = self._soft(flat, tokens, kept, senses, config, output_senses)
+            replaced, choice = self._soft(flat, tokens, kept, senses, codes, config, output_senses)
         else:
             wanted = config.selection != "none"
-            best, chosen, scores = choose_senses(
-                flat, tokens, kept, senses, config.metric, output_replaced=wanted, output_scores=output_senses
+            choice = choose_coded(
+                flat, tokens, kept, senses, config.metric, codes, output_replaced=wanted, output_scores=output_senses
             )
-            replaced = flat if chosen is None else chosen
-            if chosen is not None and flat.requires_grad:
+            replaced = flat if choice.replaced is None else choice.replaced
+            if choice.replaced is not None and flat.requires_grad:
                 # A token without a sense keeps its state, and the state its gradient.
-                replaced = torch.where((best >= 0).unsqueeze(-1), chosen, flat)
+                replaced = torch.where((choice.sense_ids >= 0).unsqueeze(-1), replaced, flat)
             if config.selection == "straight_through":
                 replaced = flat + (replaced - flat).detach()
         replaced = replaced.view_as(contextual)
-        if not output_senses or best is None:
-            return replaced, None, None
-        if global_ids is not None and len(global_ids):
-            best = torch.where(best >= 0, global_ids[best.clamp_min(0)], NO_SENSE)
-        return replaced, best.view_as(input_ids), scores
+        if not output_senses or choice is None:
+            return replaced, None
+        if global_ids is not None:
+            choice = choice.numbered(global_ids)
+        code_ids = None if choice.code_ids is None else choice.code_ids.view(*input_ids.shape, -1)
+        return replaced, CodedChoice(choice.sense_ids.view_as(input_ids), None, choice.scores, code_ids)
 
     def _soft(
         self,
@@ -202,22 +237,28 @@ class SenseTable(nn.Module):
         tokens: torch.Tensor,
         kept: torch.Tensor,
         senses: Senses,
+        codes: ResidualCodes | None,
         config: SenseConfig,
         output_senses: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    ) -> tuple[torch.Tensor, CodedChoice | None]:
         hidden = flat[kept]
         index, rows, own_ids = senses.of(tokens[kept])
         halves = senses.half_norms if own_ids is None else None
         scores = sense_scores(hidden, index, rows, config.metric, halves, check_finite=False)
         probabilities = sense_log_probabilities(scores / config.selection_temperature, index).exp()
         chosen = expected_sense(probabilities, index, rows, hidden)
+        if codes is not None:
+            # Of a token without senses nothing is left.
+            added = codes.expected(hidden - chosen, config.selection_temperature)
+            chosen = torch.where((index.lengths > 0).unsqueeze(-1), chosen + added.to(chosen.dtype), chosen)
         replaced = flat.index_copy(0, kept, chosen.to(flat.dtype))
         if not output_senses:
-            return replaced, scores, None
+            return replaced, None
         found = best_sense(scores.detach(), index)
         if own_ids is not None and len(own_ids):
             found = torch.where(found >= 0, own_ids[found.clamp_min(0)], NO_SENSE)
-        return replaced, scores, torch.full_like(tokens, NO_SENSE).index_copy(0, kept, found)
+        choice = CodedChoice(torch.full_like(tokens, NO_SENSE).index_copy(0, kept, found), None, scores)
+        return replaced, choice if codes is None else choice.add_codes(flat.detach(), senses, codes)
 
 
 def _state_of(tensor: torch.Tensor) -> tuple[Any, ...]:

@@ -36,6 +36,11 @@ class Senses:
         if (self.rows.dtype == torch.int8) != (self.scales is not None):
             raise ValueError(f"Rows of int8 need scales and others take none, but these are {self.rows.dtype}.")
 
+    def take(self, sense_ids: torch.Tensor) -> torch.Tensor:
+        """The rows of ``sense_ids`` int64 ``(n,)``, ``(n, dim)``, of their dtype; int8 ones as float32."""
+        rows = self.rows.index_select(0, sense_ids)
+        return rows if self.scales is None else dequantize(rows, self.scales.index_select(0, sense_ids))
+
     def spans(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The first row of each of ``tokens`` ``(n,)`` and how many it owns, both int64 ``(n,)``.
 

@@ -54,16 +54,19 @@ def small_backbone(dictionary: SenseDictionary, vocab_size: int, hidden_size: in
 
 
 def fill_projection(projection: nn.Linear, dictionary: SenseDictionary) -> None:
-    """Sets a projection to the directions in which senses differ most from their token's mean, a tenth as long.
+    """Sets a projection to the directions in which senses, and codes, differ most from their token's mean, a tenth as long.
 
     Args:
         projection: from the network's width to that of the senses.
-        dictionary: with several senses a token; with one, the directions in which the tokens differ.
+        dictionary: with several senses a token, or codes; with neither, the directions in which the tokens differ.
     """
     scatter, between = torch.zeros(2, dictionary.dim, dictionary.dim)
     for rows, index, counts, means in _blocks(dictionary):
         scatter += _scatter(rows - means[index.rows], counts)
         between += _scatter(means, torch.ones(len(means)))
+    if dictionary.codes is not None:
+        vectors = dictionary.codes.vectors.flatten(0, 1)
+        scatter += _scatter(vectors, torch.ones(len(vectors)) * dictionary.counts.sum() / len(vectors))
     if not scatter.any():
         scatter = between
     with torch.no_grad():

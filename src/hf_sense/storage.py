@@ -21,11 +21,13 @@ from safetensors.torch import save_file
 
 from hf_sense.folders import JSON_NAME, what_it_is
 from hf_sense.quantization import LARGEST, scales_are_sound
+from hf_sense.residual_codes import ResidualCodes
 
 logger = logging.getLogger(__name__)
 
-# The newest version that is read. Floating senses are written as version 1, which older releases read too.
-FORMAT_VERSION = 2
+# The newest version that is read. Floating senses are written as version 1, int8 ones as version 2, which older releases
+# read too; version 3 has codes.
+FORMAT_VERSION = 3
 TENSORS_NAME = "sense_dictionary.safetensors"
 INDEX_NAME = "sense_dictionary.safetensors.index.json"
 
@@ -45,7 +47,14 @@ _REQUIRED: dict[str, Any] = {
     "tokenizer_fingerprint": (str, type(None)),
     "sha256": dict,
 }
+# Of version 3.
+_REQUIRED_OF_CODES = {"code_levels": int, "num_codes": int}
 _OPTIONAL = {"teacher", "clustering", "sampling", "corpus", "library_version"}
+
+
+def own_keys(version: int) -> set[str]:
+    """The keys of the JSON that say what the files hold, not how the dictionary came to be."""
+    return {*_REQUIRED, *(_REQUIRED_OF_CODES if version >= 3 else ()), "library_version"}
 
 
 def sha256_of(blocks: Iterable[torch.Tensor]) -> str:
@@ -93,7 +102,7 @@ def write_dictionary(
     Args:
         folder: made if it is missing.
         senses: row blocks of the table, each ``(rows, dim)``.
-        small: ``offsets``, ``counts``, ``spread``, and the ``scales`` of int8 senses.
+        small: ``offsets``, ``counts``, ``spread``, the ``scales`` of int8 senses, ``codes`` and the ``code_scales`` of int8 ones.
         metadata: what the JSON holds beside what is read off the tensors.
         max_shard_size: bytes of senses a file.
     """
@@ -117,7 +126,8 @@ def write_dictionary(
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         write_text(folder / INDEX_NAME, json.dumps(index, indent=2) + "\n")
     checksums = {"senses": sha256_of(senses)} | {name: sha256_of([tensor]) for name, tensor in small.items()}
-    description = {"format_version": 2 if "scales" in small else 1, **metadata, "sha256": checksums}
+    version = 3 if "codes" in small else 2 if "scales" in small else 1
+    description = {"format_version": version, **metadata, "sha256": checksums}
     write_text(folder / JSON_NAME, json.dumps(description, indent=2, ensure_ascii=False) + "\n")
     stale = set(folder.glob("sense_dictionary-*-of-*.safetensors")) | {folder / TENSORS_NAME, folder / INDEX_NAME}
     kept = {folder / name for name in files} | ({folder / INDEX_NAME} if len(parts) > 1 else set())
@@ -150,12 +160,15 @@ def read_dictionary(
     num_senses, dim, vocab_size = (metadata[key] for key in ("num_senses", "dim", "vocab_size"))
     files = _tensor_files(folder)
     sense_dtypes = _FLOAT_DTYPES if metadata["format_version"] < 2 else _SENSE_DTYPES
-    expected = {
+    expected: dict[str, tuple[list[int], tuple[str, ...]]] = {
         "offsets": ([vocab_size + 1], ("I64",)),
         "counts": ([num_senses], ("I64",)),
         "spread": ([num_senses], ("F32",)),
         "scales": ([num_senses], ("F32",)),
     }
+    if metadata["format_version"] >= 3:
+        shape = [metadata["code_levels"], metadata["num_codes"]]
+        expected |= {"codes": ([*shape, dim], tuple(_SENSE_DTYPES)), "code_scales": (shape, ("F32",))}
     blocks: dict[int, torch.Tensor] = {}
     mappings: dict[int, mmap.mmap | None] = {}
     small: dict[str, torch.Tensor] = {}
@@ -167,7 +180,7 @@ def read_dictionary(
                 wanted = f"(rows, {dim}) of {', '.join(sense_dtypes)}"
             elif name in expected:
                 fits = shape == expected[name][0] and dtype in expected[name][1]
-                wanted = f"{tuple(expected[name][0])} of {expected[name][1][0]}"
+                wanted = f"{tuple(expected[name][0])} of {', '.join(expected[name][1])}"
             else:
                 raise ValueError(f"{path} holds a tensor named {name!r} that does not belong in a sense dictionary.")
             if not fits:
@@ -179,7 +192,8 @@ def read_dictionary(
             target[key], mapping = _map(path, dtype, shape, begin)
             if number is not None:
                 mappings[number] = mapping
-    missing = [name for name in expected if name not in small and name != "scales"] + ([] if blocks else ["senses"])
+    needed = [name for name in expected if name not in ("scales", "code_scales")]
+    missing = [name for name in needed if name not in small] + ([] if blocks else ["senses"])
     if missing:
         raise ValueError(f"{folder} lacks the tensors {', '.join(missing)}; the dictionary is not complete.")
     senses = [blocks[number] for number in sorted(blocks)]
@@ -226,13 +240,14 @@ def _read_description(folder: Path, called: str) -> dict[str, Any]:
             f"{path} has format version {version}, and this hf_sense reads up to {FORMAT_VERSION}. It was written by "
             f"hf_sense {metadata.get('library_version', 'of a later release')}: pip install --upgrade hf-sense."
         )
-    for key, kind in _REQUIRED.items():
+    required = _REQUIRED | (_REQUIRED_OF_CODES if version == 3 else {})
+    for key, kind in required.items():
         value = metadata.get(key)
         if key not in metadata or not isinstance(value, kind) or isinstance(value, bool):
             raise ValueError(f"{path}: {key!r} should be a {kind}, but is {value!r}.")
         if isinstance(value, int) and not 0 <= value < 2**62:
             raise ValueError(f"{path}: {key!r} is {value}, out of range.")
-    unknown = sorted(set(metadata) - set(_REQUIRED) - _OPTIONAL)
+    unknown = sorted(set(metadata) - set(required) - _OPTIONAL)
     if unknown:
         logger.warning("%s has keys that this version does not know; they are kept: %s.", path, ", ".join(unknown))
     return metadata
@@ -315,6 +330,11 @@ def _check_small(folder: Path, checksums: dict[str, Any], tensors: dict[str, tor
         raise ValueError(
             f"{folder}: scales has entries that are negative or not finite, or too large for a finite sense."
         )
+    if "codes" in tensors:
+        try:
+            ResidualCodes(tensors["codes"], tensors.get("code_scales"))
+        except ValueError as error:
+            raise ValueError(f"{folder}: {error} Fetch the dictionary again.") from error
     for name, tensor in tensors.items():
         _compare(folder, name, sha256_of([tensor]), checksums)
 

@@ -118,6 +118,8 @@ def make_student(
             backbone_config=config,
             sense_dim=dictionary.dim,
             num_senses=dictionary.num_senses,
+            code_levels=0 if dictionary.codes is None else dictionary.codes.levels,
+            num_codes=0 if dictionary.codes is None else dictionary.codes.num_codes,
             vocab_size=vocab_size,
             sense_dictionary=dictionary_path,
             sense_dictionary_revision=_commit_of(dictionary, dictionary_path),

@@ -1,7 +1,8 @@
 """The teacher's sense at each token, computed once and found again on the next run.
 
 Targets are stored beside the texts' token ids in columns of a ``datasets`` data set; the teacher is not needed after. On disk a
-target is its place among the senses of its token, which is known: one byte, or two if a token has more than 127 senses.
+target is its place among the senses of its token, which is known: one byte, or two if a token has more than 127 senses. Codes
+of a dictionary that has them take one byte a level more, or two of more than 256 codes.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from hf_sense.collator import code_columns
 from hf_sense.corpus import encode_corpus, iterate_texts
 from hf_sense.dictionary import SenseDictionary
 from hf_sense.ragged import NO_SENSE
@@ -69,6 +71,8 @@ def compute_sense_targets(
         The data set with ``input_ids`` int32, ``attention_mask`` int8, ``token_type_ids`` (for pairs) uint8 and
         ``sense_labels`` int32: lists of one length, global sense ids, -100 where a token has no sense. If ``coded``, instead
         of the latter ``sense_indices`` int8 or int16: ``sense_labels - offsets[input_ids]``, -1 where a token has no sense.
+        Of a dictionary with codes also ``code_labels_1``, ``code_labels_2``, ..., one a level, uint8 or uint16: the teacher's
+        code, 0 where a token has no sense.
 
     Raises:
         ValueError: if the tokenizers or the widths differ, the column is missing, or ``dataset`` is not one split in memory.
@@ -148,17 +152,21 @@ def _targets_of(
 ) -> tuple[dict[str, list[np.ndarray]], int]:
     corpus = encode_corpus(texts, teacher.tokenizer, max_length, disable_tqdm=True, quiet=True)
     indices = np.full(len(corpus.input_ids), NO_INDEX, index_dtype(dictionary.offsets.numpy()))
+    names = code_columns(dictionary.codes)
+    small = dictionary.codes is None or dictionary.codes.num_codes <= 256
+    code_labels = np.zeros((len(names), len(indices)), np.uint8 if small else np.uint16)
     for batch in corpus.batches(batch_size):
         inputs = corpus.padded(batch, teacher.tokenizer.pad_token_id or 0)
         hidden = teacher.hidden_states(**inputs)
         ids = inputs["input_ids"].to(hidden.device)
         mask = inputs["attention_mask"].to(hidden.device)
-        found = dictionary.lookup(ids, hidden, mask).cpu()
+        found, code_ids = (tensor.cpu() for tensor in dictionary.encode(ids, hidden, mask))
         local = torch.where(found >= 0, found - dictionary.offsets[inputs["input_ids"]], NO_INDEX).numpy()
         kept = inputs["attention_mask"].bool().numpy()
         lengths = corpus.lengths[batch]
         where = np.repeat(corpus.offsets[batch] - (lengths.cumsum() - lengths), lengths) + np.arange(lengths.sum())
         indices[where] = local[kept]
+        code_labels[:, where] = code_ids.clamp_min(0).numpy()[kept].T
         bar.update(int(lengths.sum()))
     cuts = corpus.offsets[1:-1]
     columns = {
@@ -166,6 +174,7 @@ def _targets_of(
         "attention_mask": np.split(np.ones(len(indices), np.int8), cuts),
         "sense_indices": np.split(indices, cuts),
     }
+    columns |= {name: np.split(own, cuts) for name, own in zip(names, code_labels, strict=True)}
     if corpus.token_type_ids is not None:
         columns["token_type_ids"] = np.split(corpus.token_type_ids, cuts)
     return columns, corpus.num_cut

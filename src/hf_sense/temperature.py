@@ -23,8 +23,9 @@ def natural_temperature(dictionary: SenseDictionary, metric: str | None = None) 
 
     With ``v`` the mean squared distance of a token's occurrences to their mean, over tokens of two or more senses and each
     as often as it occurs, that is ``v / 24`` for ``l2`` and ``dot``; for ``cosine`` it is divided by the mean squared length
-    of the senses. ``v`` includes the spread within senses, so that it hardly depends on how many senses there are. Of a
-    table of more than 262,144 senses a part is read.
+    of the senses. Of a dictionary with codes, which tell occurrences of a token with one sense apart too, all tokens count.
+    ``v`` includes the spread within senses, so that it hardly depends on how many senses there are. Of a table of more than
+    262,144 senses a part is read.
 
     Args:
         dictionary: its senses, counts and spread count.
@@ -34,7 +35,7 @@ def natural_temperature(dictionary: SenseDictionary, metric: str | None = None) 
         A number above 0; 1 where no token has two senses that differ.
     """
     lengths = dictionary.offsets[1:] - dictionary.offsets[:-1]
-    tokens = (lengths > 1).nonzero().squeeze(-1)
+    tokens = (lengths > (1 if dictionary.codes is None else 0)).nonzero().squeeze(-1)
     tokens = tokens[:: 1 + int(lengths[tokens].sum()) // _MOST_ROWS]
     scatter, squares, occurrences = 0.0, 0.0, 0
     blocks = lengths[tokens].cumsum(0) // _ROWS_AT_ONCE

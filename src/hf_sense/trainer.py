@@ -14,18 +14,17 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
-from hf_sense.collator import INPUTS, SenseDataCollator
+from hf_sense.coded import choose_coded
+from hf_sense.collator import INPUTS, SenseDataCollator, code_columns
 from hf_sense.corpus import iterate_texts
 from hf_sense.distillation_config import SenseDistillationConfig
 from hf_sense.folders import check_keeps_classifier
 from hf_sense.fused import choose_senses, sense_loss
 from hf_sense.hub import explained
-from hf_sense.losses import cosine_loss, soft_sense_loss, squared_error_loss
+from hf_sense.losses import code_losses, state_losses
 from hf_sense.model_card import Provenance, model_card, write_card
 from hf_sense.modeling_sense import SensePreTrainedModel
 from hf_sense.publishing import auto_class_of, copy_companions, pin_dictionary
-from hf_sense.ragged import sense_scores
-from hf_sense.senses import Senses
 from hf_sense.targets import compute_sense_targets
 from hf_sense.teacher import Teacher, load_teacher
 from hf_sense.temperature import natural_temperature
@@ -36,7 +35,8 @@ class SenseDistillationTrainer(Trainer):
     """Trains a student to choose, for each token, the sense that its teacher chooses.
 
     The loss is a mean over the labelled tokens of the whole step, however it is cut into micro-batches and processes.
-    ``agreement``, the share of labelled tokens at which student and teacher choose the same sense, is logged with it.
+    ``agreement``, the share of labelled tokens at which student and teacher choose the same sense, is logged with it; where
+    there are codes also ``code_agreement``, the share that are the teacher's, given its sense and its codes before.
 
     Args:
         model: a student from ``from_teacher``, plain or wrapped by PEFT.
@@ -85,7 +85,9 @@ class SenseDistillationTrainer(Trainer):
                 "soft_weight, mse_weight, cosine_weight and live_teacher compare with the teacher at every step: pass teacher."
             )
         self._dictionary = self.student.to_dictionary()
-        if not args.mse_weight + args.cosine_weight and int(self._dictionary.offsets.diff().max()) < 2:
+        self._target_columns = code_columns(self._dictionary.codes)
+        chooses = self._dictionary.codes is not None or int(self._dictionary.offsets.diff().max()) > 1
+        if not args.mse_weight + args.cosine_weight and not chooses:
             raise ValueError(
                 "No token of the student has two senses: there is nothing to choose, and a loss on senses is 0. Set mse_weight "
                 "and sense_weight=0 to learn the teacher's states, as a context table does."
@@ -110,7 +112,8 @@ class SenseDistillationTrainer(Trainer):
         )
         if self.teacher is not None and args.needs_teacher_states:
             self.teacher.model.to(self.args.device)
-        self._meters = {"train": torch.zeros(3, dtype=torch.float64), "eval": torch.zeros(3, dtype=torch.float64)}
+        # Summed loss, senses agreed upon, labelled tokens, codes agreed upon.
+        self._meters = {name: torch.zeros(4, dtype=torch.float64) for name in ("train", "eval")}
 
     def _prepared(self, dataset: Any, args: SenseDistillationConfig) -> Any:
         names = getattr(dataset, "column_names", None)
@@ -118,7 +121,14 @@ class SenseDistillationTrainer(Trainer):
             return None
         stored = [name for name in ("sense_labels", "sense_indices") if name in (names or ())]
         if isinstance(names, list) and "input_ids" in names and stored:
-            return dataset.remove_columns(stored) if args.live_teacher else dataset
+            if args.live_teacher:
+                return dataset.remove_columns(stored)
+            if lacking := [name for name in self._target_columns if name not in names]:
+                raise ValueError(
+                    f"The student's dictionary has codes, and the targets lack {', '.join(lacking)}: they come from another "
+                    "dictionary. Compute them again, with compute_sense_targets, or pass texts and a teacher."
+                )
+            return dataset
         if self.teacher is None:
             raise ValueError(
                 f"The data set has {names} and no sense_labels. Pass a teacher, or what compute_sense_targets returned."
@@ -141,7 +151,8 @@ class SenseDistillationTrainer(Trainer):
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         if "sense_indices" not in self._signature_columns:
-            self._signature_columns += ["sense_indices"]  # the collator turns them into sense_labels
+            # The collator turns them into sense_labels and code_labels.
+            self._signature_columns += ["sense_indices", *self._target_columns]
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
@@ -177,10 +188,12 @@ class SenseDistillationTrainer(Trainer):
         if args.needs_teacher_states:
             states = self.teacher.hidden_states(**given)  # type: ignore[union-attr]
             teacher_hidden = states.reshape(-1, self._dictionary.dim)
+        codes = table.residual_codes
         if "sense_labels" not in inputs:
-            targets = choose_senses(teacher_hidden, tokens, kept, senses, table.metric).sense_ids
+            choice = choose_coded(teacher_hidden, tokens, kept, senses, table.metric, codes)
+            targets, code_targets = choice.sense_ids, choice.code_ids
         else:
-            targets = inputs["sense_labels"].reshape(-1)
+            targets, code_targets = inputs["sense_labels"].reshape(-1), inputs.get("code_labels")
             if global_ids is not None:
                 # The table holds the batch's own senses: targets go by their place in it.
                 targets = torch.searchsorted(global_ids, targets)
@@ -190,12 +203,20 @@ class SenseDistillationTrainer(Trainer):
             losses = losses + args.sense_weight * own
         else:
             chosen = choose_senses(hidden, tokens, kept, senses, table.metric).sense_ids[kept]
-        if teacher_hidden is not None and (args.soft_weight or args.mse_weight or args.cosine_weight):
-            losses = losses + self._state_losses(hidden[kept], teacher_hidden[kept], senses, tokens[kept])
+        agreed_codes = losses.new_zeros(())
+        if codes is not None and code_targets is not None:
+            wanted, taken = code_targets.reshape(-1, codes.levels)[kept], senses.take(targets[kept])
+            theirs = None if teacher_hidden is None else teacher_hidden[kept] - taken
+            own, code_ids = code_losses(hidden[kept] - taken, wanted, codes, args, theirs, self.temperature)
+            losses = losses + own
+            agreed_codes = (code_ids == wanted).double().mean(-1).sum()
+        if teacher_hidden is not None:
+            sides = hidden[kept], teacher_hidden[kept]
+            losses = losses + state_losses(*sides, args, senses, tokens[kept], table.metric, self.temperature)
         total = losses.sum()
         agreed = (chosen == targets[kept]).sum()
         meter = self._meters["train" if model.training else "eval"]
-        meter += torch.stack([total.detach(), agreed, agreed.new_tensor(len(kept))]).to(meter)
+        meter += torch.stack([total.detach(), agreed, agreed.new_tensor(len(kept)), agreed_codes]).to(meter)
         if num_items_in_batch is None:
             loss = total / max(1, len(kept))
         else:
@@ -204,38 +225,21 @@ class SenseDistillationTrainer(Trainer):
         loss = loss + 0.0 * output.contextual_hidden_state.sum() if len(kept) == 0 else loss
         return (loss, output) if return_outputs else loss
 
-    def _state_losses(
-        self, hidden: torch.Tensor, teacher_hidden: torch.Tensor, senses: Senses, token_ids: torch.Tensor
-    ) -> torch.Tensor:
-        """The losses that need the teacher's states, all ``(n, dim)`` or ``(n,)``; ``(n,)``."""
-        args, losses = self.args, torch.zeros(len(hidden), device=hidden.device)
-        if args.soft_weight:
-            index, rows, own_ids = senses.of(token_ids)
-            halves = senses.half_norms if own_ids is None else None
-            metric = self.student.sense_table.metric
-            # A gradient scaler looks for overflow itself, and skips the step.
-            scores, teacher_scores = (
-                sense_scores(states, index, rows, metric, halves, check_finite=False)
-                for states in (hidden, teacher_hidden)
-            )
-            losses = losses + args.soft_weight * soft_sense_loss(scores, teacher_scores, index, self.temperature)
-        if args.mse_weight:
-            losses = losses + args.mse_weight * squared_error_loss(hidden, teacher_hidden)
-        if args.cosine_weight:
-            losses = losses + args.cosine_weight * cosine_loss(hidden, teacher_hidden)
-        return losses
-
-    def _read_meter(self, name: str) -> tuple[float, float] | None:
-        total, agreed, count = self.accelerator.reduce(
+    def _read_meter(self, name: str) -> dict[str, float]:
+        """The mean loss and agreements since the last time; nothing if no token was labelled."""
+        total, agreed, count, codes = self.accelerator.reduce(
             self._meters[name].to(self.args.device, torch.float32), "sum"
         ).tolist()
         self._meters[name].zero_()
-        return (total / count, agreed / count) if count else None
+        if not count:
+            return {}
+        figures = {"loss": total / count, "agreement": agreed / count}
+        return figures if self._dictionary.codes is None else figures | {"code_agreement": codes / count}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As ``Trainer`` does; training logs carry the agreement since the last one."""
         if "loss" in logs and (figures := self._read_meter("train")):
-            logs["agreement"] = figures[1]
+            logs |= {key: value for key, value in figures.items() if key != "loss"}
         super().log(logs, start_time)
 
     def prediction_step(
@@ -254,8 +258,8 @@ class SenseDistillationTrainer(Trainer):
         """As ``Trainer`` does; loss and agreement are means over tokens, not over batches."""
         self._meters["eval"].zero_()
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        if figures := self._read_meter("eval"):
-            output.metrics[f"{metric_key_prefix}_loss"], output.metrics[f"{metric_key_prefix}_agreement"] = figures
+        for key, value in self._read_meter("eval").items():
+            output.metrics[f"{metric_key_prefix}_{key}"] = value
         return output
 
     def create_model_card(self, model_name: str | None = None, **kwargs: Any) -> None:
@@ -269,6 +273,7 @@ class SenseDistillationTrainer(Trainer):
             "layers": config.get_text_config().num_hidden_layers,
             "parameters": self.student.num_parameters(),
             "senses": config.num_senses,
+            "codes": f"{config.code_levels} x {config.num_codes}" if config.code_levels else None,
             "metric": config.metric,
             "steps": self.state.global_step,
             "agreement": last.get("eval_agreement"),
