@@ -106,7 +106,7 @@ def test_stopped_in_clustering(teacher, texts, tmp_path, monkeypatch):
     import hf_sense.builder as builder
 
     whole = build_dictionary(teacher, texts, max_senses=4)
-    monkeypatch.setattr(builder, "_PART_WORK", 200)
+    monkeypatch.setattr("hf_sense.parts._PART_WORK", 200)
     original, calls = builder.cluster, []
 
     def stopping(*args, **kwargs):

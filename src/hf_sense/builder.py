@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import itertools
 import logging
 import numbers
 import time
@@ -21,10 +20,12 @@ from accelerate.utils import reduce
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from hf_sense.budget import enough_senses, senses_within, shared_senses
 from hf_sense.clustering import Clusters, cluster, number_of_senses
 from hf_sense.code_training import check_codes, fit_dictionary_codes
 from hf_sense.corpus import EncodedCorpus, encode_corpus, iterate_texts
 from hf_sense.dictionary import SenseDictionary
+from hf_sense.parts import in_parts
 from hf_sense.ragged import check_metric
 from hf_sense.ranks import processes
 from hf_sense.sampling import OccurrenceSample, sample_occurrences
@@ -35,8 +36,6 @@ from hf_sense.vocabulary import tokenizer_fingerprint
 logger = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_SAVES = 20.0
-# Points times senses that are clustered between two saves: a few seconds' work.
-_PART_WORK = 4_000_000
 
 
 def build_dictionary(
@@ -44,12 +43,14 @@ def build_dictionary(
     texts: Iterable[Any],
     *,
     text_column: str | Sequence[str] = "text",
-    max_senses: int | str = 20,
+    max_senses: int | str | None = None,
+    budget: int | str | None = None,
     codes: int | None = None,
     code_levels: int = 1,
     metric: str = "l2",
     method: str = "kmeans",
     min_occurrences: int = 1,
+    min_count: int = 1,
     max_occurrences: int = 1000,
     max_length: int | None = None,
     special_tokens: bool = True,
@@ -72,7 +73,11 @@ def build_dictionary(
         texts: strings, pairs of strings, or one split of a ``datasets`` data set, in memory or streamed.
         text_column: the column of a data set that holds the text; two names for text pairs.
         max_senses: the most senses a token gets: a number, or a rule of its occurrences such as ``"n/10"``, ``"sqrt"`` or
-            ``"n/10,100"`` (at most 100).
+            ``"n/10,100"`` (at most 100). If not given 20, and 100 under a budget.
+        budget: the most senses of all tokens together, 5000, or the size of the dictionary's file with senses in
+            ``dtype``, such as ``"3MB"`` (see ``hf_sense.budget.senses_within``). They are shared out so that the summed
+            squared error over the corpus is least; each token has one at least and ``max_senses`` at most. For
+            ``"kmeans"`` and ``"spherical_kmeans"``.
         codes: so many vectors a level that all tokens share: what the best sense leaves of a hidden state is put together from
             them (residual vector quantization). With ``max_senses=1``, a small dictionary that still tells contexts apart.
         code_levels: how many such vectors a state takes, one of each level.
@@ -80,6 +85,8 @@ def build_dictionary(
         method: ``"kmeans"``, ``"spherical_kmeans"``, ``"markov"``, ``"markov_full"`` or ``"paper"``; see
             ``hf_sense.clustering``.
         min_occurrences: tokens with fewer keep each of their vectors as a sense.
+        min_count: tokens that occur fewer times in the texts get no senses, and keep their contextual embedding where
+            senses replace it.
         max_occurrences: how many distinct occurrences of a token are sampled at most.
         max_length: texts are cut to so many tokens; the model's limit if not given.
         special_tokens: whether tokens such as ``[CLS]`` get senses. They are always part of the input.
@@ -100,6 +107,8 @@ def build_dictionary(
     """
     check_metric(metric)
     check_codes(codes, code_levels)
+    if max_senses is None:
+        max_senses = 20 if budget is None else 100
     number_of_senses(torch.ones(1, dtype=torch.int64), max_senses)
     if dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.int8):
         raise ValueError(
@@ -107,6 +116,7 @@ def build_dictionary(
         )
     for name, value in (
         ("min_occurrences", min_occurrences),
+        ("min_count", min_count),
         ("max_occurrences", max_occurrences),
         ("batch_size", batch_size),
     ):
@@ -116,7 +126,10 @@ def build_dictionary(
         raise ValueError(f"seed should be a whole number, but is {seed!r}.")
     _check_options(clustering)
     options = {"method": method, "max_senses": max_senses, "min_occurrences": min_occurrences, **clustering}
-    cluster(torch.zeros(0, 1), torch.zeros(1, dtype=torch.int64), seed=seed, **options)
+    if budget is not None:
+        senses_within(budget, dim=1, vocab_size=0, dtype=dtype)
+    one = None if budget is None else 1
+    cluster(torch.zeros(0, 1), torch.zeros(1, dtype=torch.int64), seed=seed, budget=one, **options)
     found = iterate_texts(texts, text_column)
     teacher = load_teacher(teacher)
     max_length = _checked_length(max_length, teacher)
@@ -131,12 +144,19 @@ def build_dictionary(
         raise ValueError(
             "The texts hold special tokens alone; with special_tokens=False nothing is left to build from."
         )
+    sample = sample.without_rare(min_count)
+    shared, allowed = {}, None
+    if budget is not None:
+        shape = {"dim": teacher.dim, "dtype": dtype, "codes": (codes or 0) * code_levels}
+        allowed = enough_senses(budget, sample.totals, **shape)
+        shared = {"budget": budget, "budget_senses": allowed}
     metadata = {
         "teacher": teacher.description(),
-        "clustering": options | ({} if codes is None else {"codes": codes, "code_levels": code_levels}),
+        "clustering": options | shared | ({} if codes is None else {"codes": codes, "code_levels": code_levels}),
         "sampling": {
             "seed": seed,
             "max_occurrences": max_occurrences,
+            "min_count": min_count,
             "special_tokens": special_tokens,
             "max_length": max_length,
             "batch_size": batch_size,
@@ -152,7 +172,10 @@ def build_dictionary(
     work = UnfinishedBuild(Path(work_dir) if work_dir else None, {**metadata, "teacher_sha256": teacher.fingerprint})
     vectors = _embed_sample(teacher, corpus, sample, batch_size, work, disable_tqdm)
     bounds = np.searchsorted(sample.token_ids, np.arange(vocab_size + 1)).astype(np.int64)
-    clusters = _cluster_parts(vectors, bounds, sample, options, seed, work, disable_tqdm)
+    limits = None
+    if allowed is not None:
+        limits = shared_senses(vectors, bounds, sample, options, allowed, seed, work, disable_tqdm)
+    clusters = _cluster_parts(vectors, bounds, sample, options, limits, seed, work, disable_tqdm)
     dictionary = SenseDictionary(
         clusters.centers,
         clusters.offsets,
@@ -281,38 +304,27 @@ def _cluster_parts(
     bounds: np.ndarray,
     sample: OccurrenceSample,
     options: dict[str, Any],
+    limits: torch.Tensor | None,
     seed: int,
     work: UnfinishedBuild,
     disable_tqdm: bool | None,
 ) -> Clusters:
-    """Clusters the tokens part by part, each part a run of token ids with about the same work."""
-    lengths = np.diff(bounds)
-    senses = number_of_senses(torch.from_numpy(lengths), options["max_senses"]).numpy()
-    effort = np.cumsum(lengths * np.maximum(senses, 1))
-    cuts = np.unique(np.searchsorted(effort, np.arange(0, effort[-1], _PART_WORK), side="left"))
-    edges = np.append(cuts, len(lengths))
-    parts: list[dict[str, torch.Tensor]] = []
-    bar = tqdm(
-        desc="Clustering", unit=" vectors", unit_scale=True, total=len(vectors),
-        disable=disable_tqdm or (None if work.rank == 0 else True),
-    )  # fmt: skip
-    with bar:
-        for number, (first, last) in enumerate(itertools.pairwise(edges)):
-            rows = slice(int(bounds[first]), int(bounds[last]))
-            part = work.part(number)
-            if part is None:
-                result = cluster(
-                    vectors[rows],
-                    torch.from_numpy(bounds[first : last + 1] - bounds[first]),
-                    seed=seed,
-                    problem_ids=torch.arange(first, last),
-                    weights=torch.from_numpy(sample.weights[rows]),
-                    **options,
-                )
-                part = {name: getattr(result, name) for name in ("centers", "offsets", "labels", "weights", "spread")}
-                work.save_part(number, part)
-            parts.append(part)
-            bar.update(rows.stop - rows.start)
+    """Clusters the tokens part by part; ``limits`` int64 ``(vocab_size,)`` takes the place of the rule, if given."""
+    rule = options["max_senses"]
+    senses = number_of_senses(torch.from_numpy(np.diff(bounds)), rule) if limits is None else limits
+
+    def make(first: int, last: int, rows: slice) -> dict[str, torch.Tensor]:
+        result = cluster(
+            vectors[rows],
+            torch.from_numpy(bounds[first : last + 1] - bounds[first]),
+            seed=seed,
+            problem_ids=torch.arange(first, last),
+            weights=torch.from_numpy(sample.weights[rows]),
+            **{**options, "max_senses": rule if limits is None else limits[first:last]},
+        )
+        return {name: getattr(result, name) for name in ("centers", "offsets", "labels", "weights", "spread")}
+
+    parts = in_parts(make, bounds, senses.numpy(), work, "part", "Clustering", disable_tqdm)
     shifts = np.cumsum([0] + [len(part["centers"]) for part in parts])
     return Clusters(
         centers=torch.cat([part["centers"] for part in parts]),

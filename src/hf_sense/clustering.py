@@ -14,23 +14,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
 from itertools import pairwise
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from hf_sense.duplicates import PASSES, merge_duplicates
+from hf_sense.duplicates import PASSES
+from hf_sense.error_curves import measured
 from hf_sense.kmeans import Partition, kmeans, unit_vectors
 from hf_sense.markov import full_graph, markov_labels, neighbor_graph
-from hf_sense.side_by_side import Runner, side_by_side
+from hf_sense.problems import Batch, check_layout, laid_out
+from hf_sense.shares import share_out
+from hf_sense.side_by_side import Runner
 
 Method = Literal["kmeans", "spherical_kmeans", "markov", "markov_full", "paper"]
 
 _PAPER_MINIMUM = 5  # the paper gives no token fewer senses than this
-_CACHED = 2**17  # numbers: passes over so many find them in a core's own cache
-
-# `(batch,)` problems, `(batch, width)` positions of their points, and which of these are no padding.
-_Batch: TypeAlias = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,8 @@ def cluster(
     offsets: Tensor,
     *,
     method: Method = "kmeans",
-    max_senses: int | str = 20,
+    max_senses: int | str | Tensor = 20,
+    budget: int | None = None,
     min_occurrences: int = 1,
     seed: int = 0,
     problem_ids: Tensor | None = None,
@@ -96,8 +96,11 @@ def cluster(
         vectors: `(n, dim)` of any floating dtype, problem 0's points, then problem 1's, ...; computed in float32.
         offsets: `(num_problems + 1,)` int64; problem `i` owns the rows `offsets[i]:offsets[i + 1]`, which may be none.
         method: see above.
-        max_senses: most clusters of a problem, or a rule of `number_of_senses` applied to its summed weight.
+        max_senses: most clusters of a problem, a rule of `number_of_senses` applied to its summed weight, or int64
+            `(num_problems,)`, at least 1, each problem's own.
             In the k-means methods, where the distinct points are no more than that, each is its own cluster.
+        budget: most clusters of all problems together, for the k-means methods: they are shared out so that the summed
+            squared distance is least, by `error_curves` and `share_out`. `max_senses` stays the most of each.
         min_occurrences: problems of a smaller summed weight keep their own vectors: each distinct point is a cluster.
         seed: any integer, taken modulo 2**64; the k-means++ draws hash it with the problem's id.
         problem_ids: `(num_problems,)` int64, by default 0, 1, ...; pass token ids, so that a token's senses do not
@@ -131,46 +134,35 @@ def cluster(
             "restarts, max_iterations, neighbors and max_elements at least 1; got "
             f"{tolerance=}, {inflation=}, {markov_share=}, {restarts=}, {max_iterations=}, {neighbors=}, {max_elements=}."
         )
-    _check_layout(vectors, offsets, problem_ids, weights)
+    check_layout(vectors, offsets, problem_ids, weights)
     device, dim, num_problems = vectors.device, vectors.shape[1], len(offsets) - 1
-    offsets = offsets.to(device)
-    weights = torch.ones(len(vectors), dtype=torch.int64, device=device) if weights is None else weights.to(device)
     ids = torch.arange(num_problems, device=device) if problem_ids is None else problem_ids.to(device)
-    # An accelerator wants long runs of rows, a core such as its own cache holds.
-    rows_at_once = max(1, (min(max_elements, _CACHED) if device.type == "cpu" else max_elements) // dim)
     spherical = method == "spherical_kmeans"
+    _check_numbers(max_senses, budget, method, num_problems)
 
-    def take(rows: Tensor) -> Tensor:
-        """The points at `rows` of any shape; a view of them where they stand in a row."""
-        if rows.dim() == 1 and len(rows) and bool((rows.diff() == 1).all()):
-            points = vectors[int(rows[0]) : int(rows[-1]) + 1].float()
-        else:
-            points = vectors.index_select(0, rows.flatten()).view(*rows.shape, dim).float()
-        return unit_vectors(points) if spherical else points
-
-    with side_by_side(device) as run:
-        problem_of_point = torch.repeat_interleave(torch.arange(num_problems, device=device), offsets.diff())
-        kept, distinct = merge_duplicates(take, problem_of_point, rows_at_once, run)
-        problem = problem_of_point[kept]
-        mass = torch.zeros_like(kept).index_add_(0, distinct, weights)
-        sizes = torch.bincount(problem, minlength=num_problems)
-        starts = sizes.cumsum(0) - sizes
-        occurrences = torch.zeros_like(sizes).index_add_(0, problem, mass)
-        limit = number_of_senses(occurrences, max_senses)
+    with laid_out(vectors, offsets, weights, spherical=spherical, max_elements=max_elements) as problems:
+        kept, problem, mass, sizes, starts = (
+            problems.kept, problems.problem, problems.mass, problems.sizes, problems.starts,
+        )  # fmt: skip
         position = torch.arange(len(kept), device=device) - starts[problem]
+        rule = max_senses
+        limit = rule.to(device) if isinstance(rule, Tensor) else number_of_senses(problems.occurrences, rule)
+        chosen = (problems.occurrences >= min_occurrences) & (sizes > 1)
+        if budget is not None:
+            curves = measured(problems, limit, chosen, ids, seed, tolerance, spherical, max_elements)
+            limit = share_out(*curves, budget)
         labels = position.clone()  # each distinct point its own cluster, until a method says otherwise
-        chosen = (occurrences >= min_occurrences) & (sizes > 1)
         found = sizes  # how many clusters a problem has so far
 
         if method in ("markov", "markov_full", "paper"):
 
-            def flow(batch: _Batch) -> None:
+            def flow(batch: Batch) -> None:
                 _, index, valid = batch
-                points = take(kept[index])
+                points = problems.take(kept[index])
                 graph = neighbor_graph(points, valid, neighbors) if method == "markov" else full_graph(points, valid)
                 labels[index[valid]] = markov_labels(graph, inflation)[valid]
 
-            run(flow, _batches(sizes, starts, chosen, lambda n: n * (dim + 8 * n), max_elements))
+            problems.run(flow, problems.batches(chosen, lambda n: n * (dim + 8 * n), max_elements))
             found = torch.zeros_like(sizes).index_add_(0, problem, (labels == position).long())
             if method == "paper":
                 limit = limit.minimum((found * markov_share).ceil().long().clamp_min(_PAPER_MINIMUM))
@@ -180,9 +172,9 @@ def cluster(
         too_many = chosen & (found > limit)
         most = int(limit[too_many].max()) if bool(too_many.any()) else 0
 
-        def lloyd(batch: _Batch) -> None:
+        def lloyd(batch: Batch) -> None:
             which, index, valid = batch
-            points, counted = take(kept[index]), mass[index] * valid
+            points, counted = problems.take(kept[index]), mass[index] * valid
             starts_tried = (
                 kmeans(
                     points, counted, limit[which], seed=seed + start, problem_ids=ids[which],
@@ -194,8 +186,28 @@ def cluster(
             labels[index[valid]] = best.labels[valid]
             members[index[valid]] = best.members[valid]
 
-        run(lloyd, _batches(sizes, starts, too_many, lambda n: n * (2 * dim + 6 * most), max_elements))
-        return _summarise(take, kept, distinct, problem, mass, labels, members, starts, rows_at_once, spherical, run)
+        problems.run(lloyd, problems.batches(too_many, lambda n: n * (2 * dim + 6 * most), max_elements))
+        return _summarise(
+            problems.take, kept, problems.distinct, problem, mass, labels, members, starts, problems.rows_at_once,
+            spherical, problems.run,
+        )  # fmt: skip
+
+
+def _check_numbers(max_senses: int | str | Tensor, budget: int | None, method: Method, num_problems: int) -> None:
+    if isinstance(max_senses, Tensor):
+        given = f"{max_senses.dtype} {tuple(max_senses.shape)}"
+        if max_senses.dtype != torch.int64 or max_senses.shape != (num_problems,) or bool((max_senses < 1).any()):
+            raise ValueError(
+                f"max_senses must be int64 ({num_problems},), at least 1, a number or a rule; got {given}."
+            )
+    if budget is None:
+        return
+    if method not in ("kmeans", "spherical_kmeans"):
+        raise ValueError(
+            f"A budget is for kmeans and spherical_kmeans; {method} finds the number of senses itself. Leave budget out."
+        )
+    if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
+        raise ValueError(f"budget must be a whole number of clusters, at least 1; got {budget!r}.")
 
 
 def number_of_senses(occurrences: Tensor, rule: int | str) -> Tensor:
@@ -234,27 +246,6 @@ def number_of_senses(occurrences: Tensor, rule: int | str) -> Tensor:
         senses = occurrences.double().sqrt().long()
     senses = senses.clamp(1, int(match["cap"]) if match["cap"] else None)
     return senses.masked_fill(occurrences == 0, 0)
-
-
-def _batches(
-    sizes: Tensor, starts: Tensor, chosen: Tensor, numbers: Callable[[int], int], max_elements: int
-) -> list[_Batch]:
-    """Put chosen problems of like size together, the widest first."""
-    which = chosen.nonzero()[:, 0]
-    if not len(which):
-        return []
-    rungs = [1]
-    while rungs[-1] < int(sizes[which].max()):
-        rungs.append(rungs[-1] + max(1, rungs[-1] // 8))
-    ladder = torch.tensor(rungs, device=sizes.device)
-    rung = torch.bucketize(sizes[which], ladder)
-    batches = []
-    for level in reversed(rung.unique().tolist()):
-        position = torch.arange(rungs[level], device=sizes.device)
-        for group in which[rung == level].split(max(1, max_elements // numbers(rungs[level]))):
-            valid = position < sizes[group, None]
-            batches.append((group, torch.where(valid, starts[group, None] + position, starts[group, None]), valid))
-    return batches
 
 
 def _summarise(
@@ -303,25 +294,3 @@ def _summarise(
     cuts = [*problem[::rows_at_once].unique().tolist(), len(starts)]
     run(average, [cuts[at : at + PASSES + 1] for at in range(0, len(cuts) - 1, PASSES)])
     return Clusters(centers, offsets, label[distinct], weights, spread)
-
-
-def _check_layout(vectors: Tensor, offsets: Tensor, problem_ids: Tensor | None, weights: Tensor | None) -> None:
-    if vectors.dim() != 2 or not vectors.is_floating_point() or vectors.shape[1] == 0:
-        raise ValueError(
-            f"vectors must be floating (n, dim), dim at least 1; got {vectors.dtype} {tuple(vectors.shape)}."
-        )
-    if offsets.dtype != torch.int64 or offsets.dim() != 1 or not len(offsets):
-        raise ValueError(f"offsets must be int64 (num_problems + 1,); got {offsets.dtype} {tuple(offsets.shape)}.")
-    falls = (offsets.diff() < 0).nonzero()
-    if len(falls):
-        at = int(falls[0, 0])
-        fall = f"problem {at} goes from {int(offsets[at])} to {int(offsets[at + 1])}"
-        raise ValueError(f"offsets must never fall; {fall}. Cumulate the sizes of the problems.")
-    if int(offsets[0]) != 0 or int(offsets[-1]) != len(vectors):
-        ends = f"got {int(offsets[0])} to {int(offsets[-1])}"
-        raise ValueError(f"offsets must run from 0 to the {len(vectors)} rows of vectors; {ends}.")
-    for name, given, length in (("problem_ids", problem_ids, len(offsets) - 1), ("weights", weights, len(vectors))):
-        if given is not None and (given.dtype != torch.int64 or given.shape != (length,)):
-            raise ValueError(f"{name} must be int64 ({length},); got {given.dtype} {tuple(given.shape)}.")
-    if weights is not None and bool((weights < 1).any()):
-        raise ValueError(f"weights must be at least 1; got {int(weights.min())}. Leave points that do not count out.")

@@ -68,7 +68,84 @@ def kmeans(
     Returns:
         `Partition` of `(batch, n)` labels and members and `(batch,)` inertia.
     """
-    batch, n, dim = points.shape
+    space, origin, centered = _space(points, weights, tolerance, spherical)
+    sizes = torch.as_tensor(k, device=points.device).expand(len(points))
+    if start is None:
+        ids = torch.arange(len(points), device=points.device) if problem_ids is None else problem_ids
+        labels, distance = _plus_plus(space, sizes, [int(sizes.max())], seed, ids)[0]
+    else:
+        centers = unit_vectors(start) if spherical else start - origin
+        products = torch.bmm(centers, centered.transpose(1, 2))
+        labels, distance = _nearest(products, centers.square().sum(2), space.square)
+    return _lloyd(space, labels, distance, sizes, max_iterations, spherical)
+
+
+def kmeans_inertia(
+    points: Tensor,
+    weights: Tensor,
+    levels: Tensor,
+    *,
+    seed: int,
+    problem_ids: Tensor,
+    steps: int,
+    tolerance: float,
+    spherical: bool,
+) -> Tensor:
+    """Measure the inertia at several numbers of clusters; `kmeans` finds the clusters of one number.
+
+    The starts of all numbers are the first centres of one k-means++ run, and the products of the points are computed once.
+
+    Args:
+        points: `(batch, n, dim)` float32, as for `kmeans`.
+        weights: `(batch, n)`, 0 marks padding.
+        levels: `(batch, num_levels)` int64, at least 1: each row rises and then may stay, and row by row they are one ladder
+            up to the row's last. What stays is not computed again.
+        seed: with `problem_ids`, decides the draws.
+        problem_ids: `(batch,)` int64.
+        steps: of Lloyd, at most.
+        tolerance: as for `kmeans`.
+        spherical: as for `kmeans`.
+
+    Returns:
+        `(batch, num_levels)` float32.
+    """
+    space, _, _ = _space(points, weights, tolerance, spherical)
+    inertia = torch.empty(levels.shape, dtype=points.dtype, device=points.device)
+    starts = _plus_plus(space, levels[:, -1], levels.max(0).values.tolist(), seed, problem_ids)
+    rows = torch.arange(len(points), device=points.device)
+    for column, (labels, distance) in enumerate(starts):
+        if column:
+            inertia[:, column] = inertia[:, column - 1]
+            rising = (levels[rows, column] > levels[rows, column - 1]).nonzero()[:, 0]
+            if len(rising) < len(rows):
+                rows, space = rows[rising], space.at(rising)
+        if len(rows):
+            found = _lloyd(space, labels[rows], distance[rows], levels[rows, column], steps, spherical)
+            inertia[rows, column] = found.inertia
+    return inertia
+
+
+class _Space(NamedTuple):
+    """Points as Lloyd needs them: `(batch, n, n)` products, or `(batch, n, dim)` vectors around their mean."""
+
+    kernel: Tensor
+    by_gram: bool
+    square: Tensor
+    mass: Tensor
+    weighted: Tensor | None
+    enough: Tensor
+
+    def at(self, rows: Tensor) -> "_Space":
+        """Some of the problems."""
+        kernel, by_gram, square, mass, weighted, enough = self
+        return _Space(
+            kernel[rows], by_gram, square[rows], mass[rows], None if weighted is None else weighted[rows], enough[rows]
+        )
+
+
+def _space(points: Tensor, weights: Tensor, tolerance: float, spherical: bool) -> tuple[_Space, Tensor, Tensor]:
+    """The space, the origin `(batch, 1, dim)` and the points around it."""
+    n, dim = points.shape[1:]
     mass = weights.to(points.dtype)
     total = mass.sum(1, keepdim=True).clamp_min(_TINY)
     # Distances survive a shift, and float32 products are far more accurate around the mean. Cosines do not survive it.
@@ -80,19 +157,19 @@ def kmeans(
     # Padding is at the origin, where it adds nothing.
     weighted = None if by_gram or bool((mass <= 1).all() & (mass % 1 == 0).all()) else centered * mass[..., None]
     enough = tolerance * (mass * square).sum(1) / (total[:, 0] * dim)
-    sizes = torch.as_tensor(k, device=points.device).expand(batch)
-    slots = int(sizes.max())
-    if start is None:
-        ids = torch.arange(batch, device=points.device) if problem_ids is None else problem_ids
-        labels, distance = _plus_plus(kernel, by_gram, square, mass, sizes, slots, seed, ids)
-    else:
-        centers = unit_vectors(start) if spherical else start - origin
-        products = torch.bmm(centers, centered.transpose(1, 2))
-        labels, distance = _nearest(products, centers.square().sum(2), square)
+    return _Space(kernel, by_gram, square, mass, weighted, enough), origin, centered
 
+
+def _lloyd(
+    space: _Space, labels: Tensor, distance: Tensor, sizes: Tensor, max_iterations: int, spherical: bool
+) -> Partition:
+    """Move centres and points by turns, from `(batch, n)` labels and distances."""
+    kernel, by_gram, square, mass, weighted, enough = space
+    batch, n, dim = len(mass), mass.shape[1], kernel.shape[2]
+    slots = int(sizes.max())
     result = Partition(labels.clone(), labels.clone(), (distance * mass).sum(1))
-    rows = torch.arange(batch, device=points.device)
-    running = torch.ones(batch, dtype=torch.bool, device=points.device)
+    rows = torch.arange(batch, device=mass.device)
+    running = torch.ones(batch, dtype=torch.bool, device=mass.device)
     mean = products = torch.zeros(())
     for iteration in range(max_iterations):
         members = _refill(labels, distance, mass, sizes, slots)
@@ -141,10 +218,13 @@ def _nearest(products: Tensor, norms: Tensor, square: Tensor) -> tuple[Tensor, T
     return least.indices, least.values + square
 
 
-def _plus_plus(
-    kernel: Tensor, by_gram: bool, square: Tensor, mass: Tensor, sizes: Tensor, slots: int, seed: int, ids: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Draw weighted greedy k-means++ centres, `2 + log k` candidates a step as scikit-learn; label the points."""
+def _plus_plus(space: _Space, sizes: Tensor, rungs: list[int], seed: int, ids: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Draw weighted greedy k-means++ centres, `2 + log k` candidates a step as scikit-learn; label the points.
+
+    Returns labels and distances to the nearest of the first centres, as many as each of the rising `rungs` says.
+    """
+    kernel, by_gram, square, mass, _, _ = space
+    found = []
     batch, n = mass.shape
     flat = kernel.reshape(batch * n, -1)
     first_row = torch.arange(0, batch * n, n, device=mass.device)[:, None]
@@ -152,9 +232,9 @@ def _plus_plus(
     labels = torch.zeros_like(mass, dtype=torch.int64)
     closest = torch.ones_like(mass)
     most = int(tries.max())
-    draws = _uniform(seed, ids, slots, most)
+    draws = _uniform(seed, ids, rungs[-1], most)
     excess = torch.arange(most, device=mass.device) >= tries[:, None]
-    for step in range(slots):
+    for step in range(rungs[-1]):
         candidates = 1 if step == 0 else most
         cumulative = (mass * closest).cumsum(1)
         drawn = draws[:, step, :candidates] * cumulative[:, -1:]
@@ -174,7 +254,8 @@ def _plus_plus(
         else:
             distance = distance[:, 0]
         closest = distance
-    return labels, closest
+        found += [(labels, closest)] * rungs.count(step + 1)
+    return found
 
 
 def _refill(labels: Tensor, distance: Tensor, mass: Tensor, sizes: Tensor, slots: int) -> Tensor:

@@ -8,7 +8,7 @@ the sample needs it.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -45,6 +45,19 @@ class OccurrenceSample:
             for name in ("token_ids", "priorities", "texts", "positions", "weights")
         ]
         return _lowest(*joined, totals=self.totals + other.totals, max_occurrences=max_occurrences)
+
+    def without_rare(self, min_count: int) -> OccurrenceSample:
+        """The sample without tokens that occur fewer times in the corpus, as if it lacked them.
+
+        Raises:
+            ValueError: if no token is left.
+        """
+        if (most := int(self.totals.max())) < min_count:
+            raise ValueError(f"No token occurs {min_count:,} times, the most frequent {most:,} times; lower min_count.")
+        kept = self.totals[self.token_ids] >= min_count
+        names = ("token_ids", "priorities", "texts", "positions", "weights")
+        totals = np.where(self.totals >= min_count, self.totals, 0)
+        return replace(self, totals=totals, **{name: getattr(self, name)[kept] for name in names})
 
 
 def sample_occurrences(

@@ -79,15 +79,15 @@ class UnfinishedBuild:
             self._map.flush()
             write_text(self._progress_path, str(batches))
 
-    def part(self, number: int) -> dict[str, torch.Tensor] | None:
-        """The clusters of a part, if it is done."""
-        path = (self._folder or Path()) / f"part-{number:06d}.safetensors"
+    def part(self, number: int, kind: str = "part") -> dict[str, torch.Tensor] | None:
+        """What was computed of a part, if it is done; a kind for each thing that is computed in parts."""
+        path = (self._folder or Path()) / f"{kind}-{number:06d}.safetensors"
         return load_file(path) if self._folder is not None and path.is_file() else None
 
-    def save_part(self, number: int, tensors: dict[str, torch.Tensor]) -> None:
-        """Keeps the clusters of a part."""
+    def save_part(self, number: int, tensors: dict[str, torch.Tensor], kind: str = "part") -> None:
+        """Keeps what was computed of a part."""
         if self._folder is not None and self.rank == 0:
-            path = self._folder / f"part-{number:06d}.safetensors"
+            path = self._folder / f"{kind}-{number:06d}.safetensors"
             write_atomically(path, lambda temporary: save_file(tensors, temporary))
 
     def remove(self) -> None:
@@ -96,7 +96,13 @@ class UnfinishedBuild:
             return
         processes().wait_for_everyone()
         if self.rank == 0:
-            for pattern in ("vectors-*.f32", "batches-*.txt", "part-*.safetensors", "build.json"):
+            for pattern in (
+                "vectors-*.f32",
+                "batches-*.txt",
+                "curves-*.safetensors",
+                "part-*.safetensors",
+                "build.json",
+            ):
                 for path in self._folder.glob(pattern):
                     path.unlink()
             if not any(self._folder.iterdir()):
