@@ -121,18 +121,18 @@ class Comparison:
         print(f"\n{self.name}: {len(self.texts)} train texts")
         print("| | " + " | ".join(COLUMNS) + " |\n| --- |" + " --- |" * len(COLUMNS))
         built = {}
-        for rule in (*FIXED, *RULES):
+        for rule in (*self.options.fixed, *self.options.rules):
             built[rule] = self.build(max_senses=rule)
-        self.smallest = built[1][0]
+        self.smallest = next(iter(built.values()))[0]
         self.measure("teacher", "the teacher's states", None)
         for rule, (dictionary, seconds) in built.items():
-            kind, label = ("fixed", f"{rule} a token") if rule in FIXED else ("rule", f'"{rule}"')
+            kind, label = ("fixed", f"{rule} a token") if isinstance(rule, int) else ("rule", f'"{rule}"')
             self.measure(kind, label, dictionary, seconds)
             if rule != 1:
                 self.budget(f"budget of as many as {label}", dictionary.num_senses)
-        for fewest in RARE:
+        for fewest in self.options.counts:
             self.budget(f"budget {self.options.size}, min_count={fewest}", self.options.size, min_count=fewest)
-        self.budget("the last, at most 20 a token", self.options.size, min_count=RARE[-1], max_senses=20)
+        self.budget("the last, at most 20 a token", self.options.size, min_count=self.options.counts[-1], max_senses=20)
 
     def budget(self, label: str, budget: int | str, **options: Any) -> None:
         """A row of a budget; one with options of its own is another kind, and one that is too small is told of."""
@@ -165,6 +165,9 @@ def main() -> None:
     parser.add_argument("--texts", type=int, help="only the first so many texts of each split")
     parser.add_argument("--samples", type=int, help="labelled texts a class; 8 and 16 if not given")
     parser.add_argument("--draws", type=int, default=10, help="random draws of labelled texts")
+    parser.add_argument("--fixed", nargs="+", type=int, default=FIXED, help="numbers of senses a token")
+    parser.add_argument("--rules", nargs="+", default=RULES, help="rules of the number of occurrences")
+    parser.add_argument("--counts", nargs="+", type=int, default=RARE, help="min_count beside --size")
     parser.add_argument("--size", default="3MB", help="a budget that is measured beside the others")
     parser.add_argument("--most", type=int, default=100, help="most senses of a token under a budget")
     parser.add_argument("--plot", type=Path, help="draw the curves to this file")

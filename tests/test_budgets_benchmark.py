@@ -24,7 +24,8 @@ def test_budgets_benchmark(tmp_path, tiny_teacher_folder, texts, monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARK.parent)
     output, plot = tmp_path / "figures.json", tmp_path / "plot.svg"
     arguments = (
-        f"--data {tmp_path} --sets banking77 --teacher {tiny_teacher_folder} --samples 2 --draws 2 --size 6kB "
+        f"--data {tmp_path} --sets banking77 --teacher {tiny_teacher_folder} --samples 2 --draws 1 --size 6kB --fixed 1 3 "
+        f"--rules n/10,100 --counts 1 30 "
         f"--output {output} --plot {plot}"
     )
     monkeypatch.setattr(sys, "argv", [str(BENCHMARK), *arguments.split()])
@@ -36,8 +37,8 @@ def test_budgets_benchmark(tmp_path, tiny_teacher_folder, texts, monkeypatch):
     rows = json.loads(output.read_text())["figures"]["banking77"]
     fixed = {row["label"]: row for row in rows if row["kind"] in ("fixed", "rule")}
     shared = [row for row in rows if row["label"].startswith("budget of as many as ")]
-    assert len(fixed) == 10
-    assert len(shared) == 9
+    assert [len(fixed), len(shared)] == [3, 2]
+    assert {row["without senses %"] == 0 for row in rows if "min_count=" in row["label"]} == {True, False}
     for row in shared:
         beside = fixed[row["label"].removeprefix("budget of as many as ")]
         assert row["senses"] <= beside["senses"]
