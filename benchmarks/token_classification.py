@@ -86,10 +86,11 @@ class Benchmark:
 
 
 def measure_all(bench: Benchmark, teacher: Teacher, options: argparse.Namespace) -> None:
-    """Every row of the table."""
+    """Every row of the table; students are of the first recipe."""
     texts = [" ".join(words) for words in bench.sentences("train")[0]]
     bench.most_frequent()
     make = SenseModelForTokenClassification.from_teacher
+    students: list[tuple[str, SenseModelForTokenClassification, str]] = []
     for method, metric in RECIPES:
         dictionary = build_dictionary(
             teacher,
@@ -101,22 +102,23 @@ def measure_all(bench: Benchmark, teacher: Teacher, options: argparse.Namespace)
             disable_tqdm=True,
         )
         whole = make(teacher, dictionary)
-        if metric == RECIPES[0][1]:
+        first = metric == RECIPES[0][1]
+        if first:
             bench.measure("teacher, continuous", whole, teacher.tokenizer, "none")
         for selection in ("hard", "soft"):
             bench.measure(f"teacher, {selection} senses, {metric}", whole, teacher.tokenizer, selection)
-        for loss, weights in LOSSES.items() if options.steps else ():
-            if weights and metric != RECIPES[0][1]:
-                continue  # regression knows no senses
+        for loss, weights in LOSSES.items() if first and options.steps else ():
             data: Any = SimpleNamespace(texts={"train": texts}, quiet=True)
             with contextlib.redirect_stdout(sys.stderr):  # the trainer prints its losses
                 trained = train(data, teacher, dictionary, weights, options.steps, 0, LAYERS)
             student = make(teacher, dictionary, num_hidden_layers=LAYERS)
             student.model.load_state_dict(trained.state_dict())
-            for selection in ("none",) if weights else ("none", "hard", "soft"):
-                how = "continuous" if selection == "none" else f"{selection} senses"
-                name = f"{LAYERS} layers of {loss}{'' if weights else f', {metric}'}, {how}"
-                bench.measure(name, student, teacher.tokenizer, selection)
+            name = f"{LAYERS} layers of {loss}"
+            students.append((f"{name}, continuous", student, "none"))
+            if not weights:
+                students += [(f"{name}, {selection} senses", student, selection) for selection in ("hard", "soft")]
+    for name, student, selection in students:
+        bench.measure(name, student, teacher.tokenizer, selection)
 
 
 def main() -> None:
@@ -125,8 +127,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with a folder a word")
     parser.add_argument("--teacher", help="folder or Hub id of an encoder; all-MiniLM-L6-v2 if not given")
     parser.add_argument("--senses", type=int, default=20, help="most senses a token")
-    parser.add_argument("--steps", type=int, default=300, help="of 32 sentences, of each student; 0 leaves them out")
-    parser.add_argument("--most", type=int, default=500, help="sentences of a word and split")
+    parser.add_argument("--steps", type=int, default=200, help="of 32 sentences, of each student; 0 leaves them out")
+    parser.add_argument("--most", type=int, default=250, help="sentences of a word and split")
     parser.add_argument("--output", type=Path, help="write the accuracies, word by word, to this JSON file")
     options = parser.parse_args()
     teacher = load_teacher(options.teacher or default_teacher())

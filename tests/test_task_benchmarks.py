@@ -57,7 +57,7 @@ def test_token_classification(run, texts, tmp_path):
     # What is tested was trained on, and the teacher's state at the word knows the next word.
     assert min(scores["teacher, continuous"].values()) > 0.9
     assert max(scores["most frequent sense"].values()) < 0.9
-    assert "2 layers of senses, l2, hard senses" in scores
+    assert "2 layers of senses, hard senses" in scores
     assert "2 layers of squared error, continuous" in scores
     assert len([line for line in printed.splitlines() if line.startswith("| ")]) == len(scores) + 2
 
@@ -80,3 +80,18 @@ def test_retrieval(run, texts, tmp_path):
     for name in ("table of means", "2 layers, soft senses, frequency pooling"):
         assert name in scores
     assert "6 queries among 54 texts" in printed
+
+
+def test_word_senses(run, texts, tmp_path):
+    """The figures of the page cannot be taken again, or a word's neighbours are other words than those beside it."""
+    words_of(texts, tmp_path)
+    options = ["--seeds", 2, "--restarts", 1, "--reach", 1, "--output", tmp_path / "out.json"]
+    printed = run("word_senses.py", "--data", tmp_path, *options)
+    scores = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    for word in scores.values():
+        # The sense is the next word, which the neighbours hold as it is.
+        name = "spherical_kmeans, cosine, word and neighbours, k = 20"
+        assert min(score[0] for score in word[name]) > 80
+        assert len(word[name]) == 2
+        assert word["nearest labelled neighbour, word and neighbours"] == [[100]]
+    assert "spherical_kmeans from Ward's start, cosine, word and neighbours, k = gold number" in printed
