@@ -164,7 +164,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with train.jsonl and test.jsonl")
     parser.add_argument("--teacher", help="folder or Hub id of an encoder; all-MiniLM-L6-v2 if not given")
-    parser.add_argument("--steps", type=int, default=936, help="of 32 texts, of each student; 0 leaves them out")
+    parser.add_argument("--steps", type=int, default=468, help="of 32 texts, of each student; 0 leaves them out")
     parser.add_argument("--pairs", type=int, default=4000, help="in a draw")
     parser.add_argument("--queries", type=int, default=5, help="of each label in a draw")
     parser.add_argument("--draws", type=int, default=3, help="of pairs and queries")
