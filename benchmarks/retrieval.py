@@ -1,4 +1,4 @@
-"""Likeness of texts and search, by Sentence Transformers' own evaluators: a teacher, its senses, students, static vectors.
+"""Likeness of texts and search, by Sentence Transformers' own evaluators: a teacher, its senses, a student, static vectors.
 
     OMP_NUM_THREADS=1 python benchmarks/retrieval.py --data FOLDER
 
@@ -34,6 +34,7 @@ from sentence_transformers.sentence_transformer.evaluation import (
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
 from hf_sense import SenseModel, build_dictionary, load_teacher
+from hf_sense.small_students import token_mean_dictionary
 from hf_sense.teacher import Teacher
 
 LAYERS = 2
@@ -115,8 +116,7 @@ def ways(
 ) -> Iterator[tuple[str, Callable[[Path], None]]]:
     """What is compared: a name, and what saves it in a folder."""
     texts = [row["text"] for row in rows["train"]]
-    options: dict[str, Any] = {"max_length": MAX_LENGTH, "disable_tqdm": True}
-    dictionary = build_dictionary(teacher, texts, max_senses=20, **options)
+    dictionary = build_dictionary(teacher, texts, max_senses=20, max_length=MAX_LENGTH, disable_tqdm=True)
 
     def saves(model: SenseModel, **fields: Any) -> Callable[[Path], None]:
         def write(folder: Path) -> None:
@@ -136,16 +136,10 @@ def ways(
         bench: Any = SimpleNamespace(texts={"train": texts}, quiet=True)
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):  # the trainer prints
             student = train(bench, teacher, dictionary, {}, steps, 0, LAYERS, Path(folder))
-            regressed = train(bench, teacher, dictionary, {"sense_weight": 0.0, "mse_weight": 1.0}, steps, 0, LAYERS)
         name = f"{LAYERS} layers"
         yield f"{name}, hard senses, frequency pooling", saves(student, selection="hard", pooling="frequency")
         yield f"{name}, soft senses, frequency pooling", saves(student, selection="soft", pooling="frequency")
-        yield f"{name} of squared error, continuous", saves(regressed, selection="none", pooling="mean")
-        yield (
-            f"{name} of squared error, continuous, frequency pooling",
-            saves(regressed, selection="none", pooling="frequency"),
-        )
-    table = SenseModel.from_teacher(teacher, build_dictionary(teacher, texts, max_senses=1, **options))
+    table = SenseModel.from_teacher(teacher, token_mean_dictionary(dictionary))
     yield "table of means", saves(table, selection="hard", pooling="mean")
     yield "table of means, frequency pooling", saves(table, selection="hard", pooling="frequency")
 
@@ -164,7 +158,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with train.jsonl and test.jsonl")
     parser.add_argument("--teacher", help="folder or Hub id of an encoder; all-MiniLM-L6-v2 if not given")
-    parser.add_argument("--steps", type=int, default=468, help="of 32 texts, of each student; 0 leaves them out")
+    parser.add_argument("--steps", type=int, default=468, help="of 32 texts, of the student; 0 leaves it out")
     parser.add_argument("--pairs", type=int, default=4000, help="in a draw")
     parser.add_argument("--queries", type=int, default=5, help="of each label in a draw")
     parser.add_argument("--draws", type=int, default=3, help="of pairs and queries")
@@ -191,7 +185,7 @@ def main() -> None:
     search = draws[0][2]
     print(
         f"\nIn %, means of {options.draws} draws of {options.pairs} pairs and {len(search.queries)} queries among "
-        f"{len(search.corpus)} texts; students distilled in {options.steps} steps. A row's draws "
+        f"{len(search.corpus)} texts; the student distilled in {options.steps} steps. A row's draws "
         f"differ by at most {', '.join(f'{width:.1f} ({name})' for name, width in widest.items())}; all rows have the same draws."
     )
     save(options.output, {"steps": options.steps, "scores": scores})
