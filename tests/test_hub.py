@@ -323,35 +323,46 @@ print(json.dumps(fails(lambda: AutoModel.from_pretrained("org/student", trust_re
     assert "pip install hf" in message
 
 
-def test_a_folded_model_is_pushed_and_loaded(plain_hub, saved, tiny_teacher_folder, tmp_path):
-    """A folded model has no card, or is loaded only where the package is imported."""
+@pytest.mark.parametrize(
+    ("task", "module", "label"),
+    [("Sequence", "hf_sense.folded", "label"), ("Token", "hf_sense.token_classification", "entity")],
+)
+def test_a_folded_model_is_pushed_and_loaded(plain_hub, saved, tiny_teacher_folder, tmp_path, task, module, label):
+    """A folded model has no card, is loaded only where the package is imported, or as another kind."""
     push = (
         MAKE
         + """
+import hf_sense
 from transformers import BertConfig, BertModel
 config = {**teacher.model.config.to_dict(), "hidden_size": 8, "num_hidden_layers": 1}
-model = SenseModelForSequenceClassification.from_teacher(teacher, senses, backbone=BertModel(BertConfig(**config)))
+kind = getattr(hf_sense, f"SenseModelFor{os.environ['TASK']}Classification")
+model = kind.from_teacher(teacher, senses, backbone=BertModel(BertConfig(**config)))
 folded = model.fold()
 folded.push_to_hub("org/folded", tokenizer=teacher.tokenizer)
 with torch.no_grad():
     print(json.dumps(folded(input_ids=torch.tensor([[2, 9, 11, 12, 3]])).logits.tolist()))
 """
     )
-    names = {"FOLDER": saved, "TEACHER": tiny_teacher_folder}
+    names = {"FOLDER": saved, "TEACHER": tiny_teacher_folder, "TASK": task}
     sent = run(push, plain_hub, tmp_path / "a", **names)
-    assert "AutoModelForSequenceClassification" in plain_hub.files("org/folded")["README.md"].decode()
+    card = plain_hub.files("org/folded")["README.md"].decode()
+    assert f"AutoModelFor{task}Classification" in card
+    hub_task = {"Sequence": "text-classification", "Token": "token-classification"}[task]
+    assert hub_task in front_matter(card.encode())["tags"]
     pull = """
-import torch
-from transformers import AutoModelForSequenceClassification, pipeline
+import torch, transformers
+from transformers import pipeline
 assert "hf_sense" not in sys.modules
-model = AutoModelForSequenceClassification.from_pretrained("org/folded", trust_remote_code=True)
-assert type(model).__module__ == "hf_sense.folded", type(model)
-label = pipeline("text-classification", "org/folded", trust_remote_code=True)("the bank opens")[0]["label"]
+kind = getattr(transformers, f"AutoModelFor{os.environ['TASK']}Classification")
+model = kind.from_pretrained("org/folded", trust_remote_code=True)
+answer = pipeline(os.environ["HUB_TASK"], "org/folded", trust_remote_code=True)("the bank opens")[0]
 with torch.no_grad():
-    print(json.dumps([label, model(input_ids=torch.tensor([[2, 9, 11, 12, 3]])).logits.tolist()]))
+    logits = model(input_ids=torch.tensor([[2, 9, 11, 12, 3]])).logits.tolist()
+print(json.dumps([type(model).__module__, answer[os.environ["LABEL"]], logits]))
 """
-    label, got = run(pull, plain_hub, tmp_path / "b", **names)
-    assert label.startswith("LABEL_")
+    found, answer, got = run(pull, plain_hub, tmp_path / "b", **names, HUB_TASK=hub_task, LABEL=label)
+    assert found == module
+    assert answer.startswith("LABEL_")
     assert got == sent
 
 

@@ -26,6 +26,7 @@ DOCS = ROOT / "docs"
 # Modules whose public functions and classes the reference documents, each reached by its path.
 MODULES = [
     "clustering", "decoders", "evaluation", "kmeans", "losses", "markov", "pooling", "ragged", "report", "sampling",
+    "token_evaluation",
 ]  # fmt: skip
 # What tiny texts and a tiny vocabulary need of adaptation.
 SMALL = 'adapted", max_length=32, mntp_steps=2, simcse_steps=2, mask_token="and", mntp_batch_size=8, '
@@ -172,9 +173,11 @@ def test_outputs_are_kept_until_the_page_changes(hooks, tmp_path, monkeypatch):
     assert len(list((tmp_path / "kept").iterdir())) == 1
 
 
-@pytest.mark.parametrize("page", ["howto-distil.md", "howto-decoder.md"])
+@pytest.mark.parametrize(
+    ("page", "count"), [("howto-distil.md", 3), ("howto-decoder.md", 3), ("howto-tokens.md", 3), ("howto-search.md", 1)]
+)
 def test_pages_that_are_not_executed_run_on_tiny_models(
-    hooks, page, tmp_path, monkeypatch, texts, tiny_teacher_folder, base
+    hooks, page, count, tmp_path, monkeypatch, texts, tiny_teacher_folder, base
 ):
     """A page of instructions names an argument that is gone."""
     folders = {
@@ -186,9 +189,15 @@ def test_pages_that_are_not_executed_run_on_tiny_models(
         (tmp_path / name).symlink_to(folder)
     rows = [{"text": text, "label": "water" if "river" in text or "rain" in text else "dry"} for text in texts]
     (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
+    (tmp_path / "train.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
+    words = [text.split() for text in texts]
+    tagged = [{"tokens": row, "labels": ["thing" if len(word) > 3 else None for word in row]} for row in words]
+    for row in tagged:
+        row["labels"][0] = "first"
+    (tmp_path / "tagged.jsonl").write_text("\n".join(map(json.dumps, tagged)) + "\n", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     blocks = hooks.blocks_of(DOCS / page, re.compile(r"(?ms)^```python( ?)\n(.*?)^```$"))
     blocks = [(line, code.replace('adapted", max_length=64', SMALL)) for line, code in blocks]
-    assert len(blocks) == 3
+    assert len(blocks) == count
     assert any(output.strip() for output in hooks.execute(page, blocks))

@@ -1,8 +1,8 @@
 """Sense dictionaries for Transformers: a few vectors for each token, one a meaning, and students that choose among them.
 
-Importing it registers the model types ``sense`` and ``folded_sense`` with ``AutoConfig``, ``AutoModel`` and
-``AutoModelForSequenceClassification``, and the backbone ``sense_context_network`` with the first two; the public names below
-load on first use.
+Importing it registers the model types ``sense`` and ``folded_sense`` with ``AutoConfig``, ``AutoModel``,
+``AutoModelForSequenceClassification`` and ``AutoModelForTokenClassification``, and the backbone ``sense_context_network`` with
+the first two; the public names below load on first use.
 """
 
 from __future__ import annotations
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from hf_sense.modeling_sense import SenseModelForSequenceClassification as SenseModelForSequenceClassification
     from hf_sense.targets import compute_sense_targets as compute_sense_targets
     from hf_sense.teacher import load_teacher as load_teacher
+    from hf_sense.token_classification import (
+        FoldedSenseModelForTokenClassification as FoldedSenseModelForTokenClassification,
+    )
+    from hf_sense.token_classification import SenseModelForTokenClassification as SenseModelForTokenClassification
     from hf_sense.trainer import SenseDistillationTrainer as SenseDistillationTrainer
 
 __version__ = "0.1.0"
@@ -36,12 +40,14 @@ _HOMES = {
     "FoldedSenseConfig": "folded",
     "FoldedSenseModel": "folded",
     "FoldedSenseModelForSequenceClassification": "folded",
+    "FoldedSenseModelForTokenClassification": "token_classification",
     "SenseConfig": "configuration_sense",
     "SenseDictionary": "dictionary",
     "SenseDistillationConfig": "distillation_config",
     "SenseDistillationTrainer": "trainer",
     "SenseModel": "modeling_sense",
     "SenseModelForSequenceClassification": "modeling_sense",
+    "SenseModelForTokenClassification": "token_classification",
     "build_dictionary": "builder",
     "compute_sense_targets": "targets",
     "load_teacher": "teacher",
@@ -61,23 +67,31 @@ def __dir__() -> list[str]:
 
 def register() -> None:
     """Registers the model types with Transformers' Auto classes. Importing ``hf_sense`` has done it; the command does later."""
-    from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+    from transformers import (
+        AutoConfig,
+        AutoModel,
+        AutoModelForSequenceClassification,
+        AutoModelForTokenClassification,
+    )
 
     from hf_sense.configuration_sense import SenseConfig
     from hf_sense.context_network import ContextNetwork, ContextNetworkConfig
     from hf_sense.folded import FoldedSenseConfig, FoldedSenseModel, FoldedSenseModelForSequenceClassification
     from hf_sense.modeling_sense import SenseModel, SenseModelForSequenceClassification
+    from hf_sense.token_classification import FoldedSenseModelForTokenClassification, SenseModelForTokenClassification
 
     AutoConfig.register("sense_context_network", ContextNetworkConfig, exist_ok=True)
     AutoModel.register(ContextNetworkConfig, ContextNetwork, exist_ok=True)
     AutoConfig.register("sense", SenseConfig, exist_ok=True)
     AutoModel.register(SenseConfig, SenseModel, exist_ok=True)
     AutoModelForSequenceClassification.register(SenseConfig, SenseModelForSequenceClassification, exist_ok=True)
+    AutoModelForTokenClassification.register(SenseConfig, SenseModelForTokenClassification, exist_ok=True)
     AutoConfig.register("folded_sense", FoldedSenseConfig, exist_ok=True)
     AutoModel.register(FoldedSenseConfig, FoldedSenseModel, exist_ok=True)
     AutoModelForSequenceClassification.register(
         FoldedSenseConfig, FoldedSenseModelForSequenceClassification, exist_ok=True
     )
+    AutoModelForTokenClassification.register(FoldedSenseConfig, FoldedSenseModelForTokenClassification, exist_ok=True)
 
 
 def _is_command() -> bool:

@@ -69,11 +69,11 @@ def push(
 
 def load_student(name: str) -> Any:
     """A sense model as it was saved, with its classifier if it has one."""
-    from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+    import transformers
 
-    config = AutoConfig.from_pretrained(name)
+    config = transformers.AutoConfig.from_pretrained(name)
     if config.model_type != "sense":
         fail(f"{name} is a {config.model_type} model, not a sense model; hf-sense distill makes one.")
-    classifies = "SenseModelForSequenceClassification" in (config.architectures or [])
-    kind = AutoModelForSequenceClassification if classifies else AutoModel
+    kinds = {model: auto for auto, model in config.auto_classes.items()}
+    kind = getattr(transformers, kinds.get((config.architectures or ["SenseModel"])[0], "AutoModel"))
     return kind.from_pretrained(name)

@@ -23,7 +23,7 @@ _STUB = "Loads the classes of the installed package: pip install hf-sense. The m
 
 
 class SenseConfig(PretrainedConfig):
-    """Configures ``SenseModel`` and ``SenseModelForSequenceClassification``.
+    """Configures ``SenseModel`` and the models with a classifier of texts or tokens.
 
     Args:
         backbone_config: the backbone's configuration, or its dict.
@@ -61,6 +61,7 @@ class SenseConfig(PretrainedConfig):
         "AutoConfig": "SenseConfig",
         "AutoModel": "SenseModel",
         "AutoModelForSequenceClassification": "SenseModelForSequenceClassification",
+        "AutoModelForTokenClassification": "SenseModelForTokenClassification",
     }
     sub_configs = {"backbone_config": AutoConfig}  # noqa: RUF012 (the form that transformers reads)
     attribute_map = {"hidden_size": "sense_dim"}  # noqa: RUF012

@@ -7,33 +7,30 @@ tables of a dictionary are in ``hf_sense.report``.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import nn
-from tqdm.auto import tqdm
 
 from hf_sense.corpus import Text, encode_corpus, iterate_texts
+from hf_sense.heads import check_can_be_fitted, fit_classifier, known_ids
 from hf_sense.llm2vec import TextForm, last_tokens, text_lengths
 from hf_sense.modeling_sense import SensePreTrainedModel
+from hf_sense.running import check_tokenizer, evaluating, length_limit, progress_bar
 from hf_sense.scores import (
     Label,
     Score,
     WordSenseScores,
     agreement,
-    as_array,
     check_lengths,
     few_shot_accuracy,
-    fit_regression,
     linear_probe,
     numbered,
     sklearn_module,
     word_sense_scores,
 )
-from hf_sense.vocabulary import tokenizer_fingerprint
+from hf_sense.token_classification import FoldedSenseModelForTokenClassification, SenseModelForTokenClassification
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -89,9 +86,9 @@ def embed(
             "texts should be a list of texts, but is one string, whose letters would be read. Pass [text]."
         )
     texts = iterate_texts(texts)
-    _check_tokenizer(model, tokenizer)
+    check_tokenizer(model, tokenizer)
     inner = model.base_model
-    limit = max_length or _length_limit(model, tokenizer)
+    limit = max_length or length_limit(model, tokenizer)
     form = TextForm.of(model.config.dictionary_metadata.get("teacher", {}))
     counts: np.ndarray | None = None
     if not form.plain:
@@ -103,7 +100,7 @@ def embed(
     vectors = torch.zeros(len(corpus.lengths), model.config.sense_dim)
     pad_id = tokenizer.pad_token_id or 0
     # Not inference_mode: the model keeps norms and weights between calls, and a later training step reads them.
-    with _evaluating(inner), torch.no_grad(), _bar("Embedding", len(corpus.input_ids), disable_tqdm) as bar:
+    with evaluating(inner), torch.no_grad(), progress_bar("Embedding", len(corpus.input_ids), disable_tqdm) as bar:
         for rows in corpus.batches(batch_size):
             tokens = int(corpus.lengths[rows].sum())
             if tokens == 0:
@@ -130,7 +127,7 @@ def predict(
     """The classifier's logits, float32 ``(texts, num_labels)`` on the CPU; arguments and errors as in ``embed``."""
     _check_classifier(model)
     vectors = embed(model, tokenizer, texts, max_length=max_length, batch_size=batch_size, disable_tqdm=disable_tqdm)
-    with _evaluating(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         return model.classify(vectors.to(model.device, model.dtype)).float().cpu()
 
 
@@ -168,30 +165,12 @@ def fit_linear_head(
         ValueError: if the model has a hidden layer before its classifier, lengths differ, or there is but one label.
     """
     _check_classifier(model)
-    if getattr(model, "head_dense", None) is not None:
-        raise ValueError(
-            "fit_linear_head needs a classifier straight on the pooled vectors, but this model has a hidden layer "
-            f"before it (head_activation={model.config.head_activation!r}). Train it with Trainer, or make the model "
-            "without copy_head."
-        )
-    sklearn_module("linear_model")  # before the long work
+    check_can_be_fitted(model)
     texts = list(texts)
     check_lengths("texts", len(texts), "labels", len(labels))
     names, ids = numbered(labels)
     vectors = embed(model, tokenizer, texts, max_length=max_length, batch_size=batch_size, disable_tqdm=disable_tqdm)
-    weight, bias = (torch.from_numpy(part) for part in fit_regression(as_array(vectors), ids, C))
-    layer = model.classifier
-    if layer.out_features != len(names):
-        layer = nn.Linear(layer.in_features, len(names), device=layer.weight.device, dtype=layer.weight.dtype)
-        model.classifier = layer
-    with torch.no_grad():
-        layer.weight.copy_(weight)
-        layer.bias.copy_(bias)
-    model.config.id2label = {number: str(name) for number, name in enumerate(names)}
-    model.config.label2id = {str(name): number for number, name in enumerate(names)}
-    model.config.num_labels = model.num_labels = len(names)
-    model.config.problem_type = "single_label_classification"
-    return float(((vectors.double() @ weight.T + bias).argmax(1).numpy() == ids).mean())
+    return fit_classifier(model, vectors, names, ids, C)
 
 
 def evaluate_classifier(
@@ -226,7 +205,7 @@ def evaluate_classifier(
     metrics = sklearn_module("metrics")
     texts = list(texts)
     check_lengths("texts", len(texts), "labels", len(labels))
-    truth = _known_ids(model, labels)
+    truth = known_ids(model, labels)
     begin = time.perf_counter()
     logits = predict(model, tokenizer, texts, max_length=max_length, batch_size=batch_size, disable_tqdm=disable_tqdm)
     seconds = time.perf_counter() - begin
@@ -238,26 +217,6 @@ def evaluate_classifier(
     }
 
 
-def _known_ids(model: SenseModelForSequenceClassification, labels: Sequence[Label]) -> np.ndarray:
-    numbers: dict[str, int] = {str(name): int(number) for name, number in model.config.label2id.items()}
-    ids = []
-    for label in labels:
-        number = numbers.get(str(label), label)
-        if not isinstance(number, int) or not 0 <= number < model.num_labels:
-            nameless = all(name.startswith("LABEL_") for name in numbers)
-            remedy = (
-                "The model has no label names: set config.label2id and id2label, or call fit_linear_head, which does."
-                if nameless
-                else "Was the model fitted on another data set?"
-            )
-            raise ValueError(
-                f"{label!r} is not one of the model's {model.num_labels} labels ({', '.join(list(numbers)[:5])}"
-                f"{', ...' if len(numbers) > 5 else ''}). {remedy}"
-            )
-        ids.append(number)
-    return np.array(ids)
-
-
 def _check_classifier(model: Any) -> None:
     """Raises ``ValueError`` if the model has no classifier."""
     if not hasattr(model, "classify"):
@@ -266,40 +225,7 @@ def _check_classifier(model: Any) -> None:
             "SenseModelForSequenceClassification, or load it with AutoModelForSequenceClassification; embed and "
             "few_shot_accuracy need none."
         )
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and afterwards the mode as it was."""
-    # Setting the mode of every module shows beside the time of a short text, and mostly it is right already.
-    if not any(module.training for module in model.modules()):
-        yield
-        return
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
-
-
-def _check_tokenizer(model: SensePreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raises ``ValueError`` if the model's senses belong to another tokenizer's ids."""
-    expected = model.config.tokenizer_fingerprint
-    if expected is None:
-        return
-    found = tokenizer_fingerprint(tokenizer)
-    if found != expected:
+    if isinstance(model, SenseModelForTokenClassification | FoldedSenseModelForTokenClassification):
         raise ValueError(
-            f"The tokenizer is not the model's: its fingerprint is {found}, the model was made with {expected}. Pass the "
-            "teacher's tokenizer, which is saved beside the model."
+            f"A {type(model).__name__} classifies tokens, not texts: hf_sense.token_evaluation fits and evaluates it."
         )
-
-
-def _length_limit(model: SensePreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return int(min(tokenizer.model_max_length, positions or 512))
-
-
-def _bar(title: str, tokens: int, disable: bool | None) -> Any:
-    return tqdm(desc=title, total=tokens, unit=" tokens", unit_scale=True, disable=disable)

@@ -18,13 +18,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from hf_sense.modeling_sense import SenseModelForSequenceClassification, SensePreTrainedModel
+from hf_sense.modeling_sense import SenseClassifier, SensePreTrainedModel
 from hf_sense.padding import RightAligned
 from hf_sense.pooling import frequency_weights, pool
 from hf_sense.quantization import dequantize
 from hf_sense.ragged import NO_SENSE, half_squared_norms
 from hf_sense.sense_table import SenseTable
 from hf_sense.storage import write_atomically
+from hf_sense.token_classification import SenseModelForTokenClassification
 
 _SENSES_AT_ONCE = 8
 # A protobuf message holds 2 GiB; weights past this lie in a file beside the graph.
@@ -135,7 +136,7 @@ class ExportableModel(nn.Module):
     """A sense model without shapes or branches that depend on data, for ``torch.export``. Gradients are not its concern.
 
     Args:
-        model: a ``SenseModel`` or ``SenseModelForSequenceClassification``. It is shared, not copied.
+        model: a ``SenseModel``, or one with a classifier. It is shared, not copied.
     """
 
     def __init__(self, model: SensePreTrainedModel) -> None:
@@ -165,7 +166,7 @@ class ExportableModel(nn.Module):
     @property
     def output_names(self) -> list[str]:
         """The outputs, in order."""
-        classifies = isinstance(self.model, SenseModelForSequenceClassification)
+        classifies = isinstance(self.model, SenseClassifier)
         senses = [] if self.model.config.selection == "none" else ["sense_ids"]
         return ["logits", *senses] if classifies else ["last_hidden_state", "text_vector", *senses]
 
@@ -181,7 +182,8 @@ class ExportableModel(nn.Module):
 
         Returns:
             ``last_hidden_state`` ``(batch, sequence, sense_dim)`` and ``text_vector`` ``(batch, sense_dim)``, or ``logits``
-            ``(batch, num_labels)``; then ``sense_ids`` int64 ``(batch, sequence)`` unless the selection is ``"none"``.
+            ``(batch, num_labels)``, of tokens ``(batch, sequence, num_labels)``; then ``sense_ids`` int64
+            ``(batch, sequence)`` unless the selection is ``"none"``.
         """
         inner, config = self.model.base_model, self.model.config
         aligned = RightAligned(attention_mask, always=True)
@@ -201,8 +203,10 @@ class ExportableModel(nn.Module):
                 hidden, input_ids, attention_mask, config.selection, config.selection_temperature
             )
             sense_ids = (best,)
+        if isinstance(self.model, SenseModelForTokenClassification):
+            return self.model.classify(hidden), *sense_ids
         vectors = pool(hidden, attention_mask, config.pooling, self.token_weights[input_ids])
-        if isinstance(self.model, SenseModelForSequenceClassification):
+        if isinstance(self.model, SenseClassifier):
             return self.model.classify(vectors), *sense_ids
         return hidden, vectors, *sense_ids
 

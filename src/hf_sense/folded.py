@@ -16,7 +16,7 @@ from hf_sense.base_model import BaseSenseModel
 from hf_sense.configuration_sense import SenseConfig
 from hf_sense.folded_codes import FoldedCodes
 from hf_sense.fused import choose_senses
-from hf_sense.modeling_sense import SenseClassifierOutput, SenseModelOutput
+from hf_sense.outputs import SenseClassifierOutput, SenseModelOutput
 from hf_sense.ragged import (
     NO_SENSE,
     Metric,
@@ -50,6 +50,7 @@ class FoldedSenseConfig(SenseConfig):
         "AutoConfig": "FoldedSenseConfig",
         "AutoModel": "FoldedSenseModel",
         "AutoModelForSequenceClassification": "FoldedSenseModelForSequenceClassification",
+        "AutoModelForTokenClassification": "FoldedSenseModelForTokenClassification",
     }
 
     def __init__(self, num_keys: int = 0, key_metric: str = "l2", codes_see_senses: bool = True, **kwargs: Any) -> None:
@@ -268,8 +269,8 @@ class FoldedSenseModel(FoldedPreTrainedModel):
         return result if return_dict is not False else result.to_tuple()
 
 
-class FoldedSenseModelForSequenceClassification(FoldedPreTrainedModel):
-    """A folded model whose values are what each sense adds to each class; ``fold`` of a classifier makes it."""
+class FoldedClassifier(FoldedPreTrainedModel):
+    """A folded model whose values are what each sense adds to each class. Its subclasses say what is classified."""
 
     def __init__(self, config: FoldedSenseConfig) -> None:
         super().__init__(config)
@@ -291,14 +292,14 @@ class FoldedSenseModelForSequenceClassification(FoldedPreTrainedModel):
         return_dict: bool | None = None,
         output_senses: bool = False,
     ) -> SenseClassifierOutput | tuple[torch.Tensor, ...]:
-        """Classifies texts. Inputs as for ``SenseModel``.
+        """Classifies texts, or their tokens. Inputs as for ``SenseModel``.
 
         Args:
             input_ids: int64 ``(batch, sequence)``.
             attention_mask: ``(batch, sequence)``.
             token_type_ids: ``(batch, sequence)``.
             inputs_embeds: ``(batch, sequence, width)``.
-            labels: to evaluate with: int64 ``(batch,)`` classes, or floating ``(batch, num_labels)``.
+            labels: to evaluate with, as those of the model that was folded.
             output_hidden_states: also return the backbone's hidden states.
             output_attentions: also return the backbone's attentions.
             return_dict: ``False`` for a tuple.
@@ -318,7 +319,7 @@ class FoldedSenseModelForSequenceClassification(FoldedPreTrainedModel):
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
         )
-        logits = self.classify(self.model.pool(output.last_hidden_state, input_ids, attention_mask))
+        logits = self.classify(self.to_classify(output.last_hidden_state, input_ids, attention_mask))
         loss = None
         if labels is not None:
             loss = self.loss_function(labels=labels, logits=logits, pooled_logits=logits, config=self.config)
@@ -332,6 +333,22 @@ class FoldedSenseModelForSequenceClassification(FoldedPreTrainedModel):
         )
         return result if return_dict is not False else result.to_tuple()
 
+    def to_classify(
+        self, values: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """What ``classify`` is given: the values ``(batch, sequence, num_labels)`` themselves, or their sum in each text."""
+        raise NotImplementedError
+
     def classify(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Logits of pooled values, both ``(batch, num_labels)``."""
+        """Logits of values, both ``(..., num_labels)``."""
         return vectors + self.bias
+
+
+class FoldedSenseModelForSequenceClassification(FoldedClassifier):
+    """A folded model that classifies texts; ``fold`` of a ``SenseModelForSequenceClassification`` makes it."""
+
+    def to_classify(
+        self, values: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The pooled values, ``(batch, num_labels)``."""
+        return self.model.pool(values, input_ids, attention_mask)

@@ -57,12 +57,12 @@ def check_model_name(name: str | os.PathLike[str]) -> None:
 def check_keeps_classifier(folder: str | os.PathLike[str], model_class: str) -> None:
     """Raises ``ValueError`` if a model without a classifier would take the place of one with it."""
     config = saved_config(folder)
-    architectures = config.get("architectures") or [""]
-    if config.get("model_type") in MODEL_TYPES and str(architectures[0]).endswith("ForSequenceClassification"):
+    architecture = str((config.get("architectures") or [""])[0])
+    if config.get("model_type") in MODEL_TYPES and architecture.endswith("Classification"):
         raise ValueError(
-            f"{os.fspath(folder)} holds a {architectures[0]}, whose classifier a {model_class} saved there would take away. "
+            f"{os.fspath(folder)} holds a {architecture}, whose classifier a {model_class} saved there would take away. "
             "Give another folder, or save the model with its classifier, as "
-            "AutoModelForSequenceClassification.from_pretrained loads it."
+            f"AutoModel{architecture[architecture.rindex('For') :]}.from_pretrained loads it."
         )
 
 

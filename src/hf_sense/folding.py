@@ -24,10 +24,11 @@ from hf_sense.folded import (
     FoldedSenseModelForSequenceClassification,
     FoldedTable,
 )
-from hf_sense.modeling_sense import SenseModelForSequenceClassification, SensePreTrainedModel
+from hf_sense.modeling_sense import SenseClassifier, SensePreTrainedModel
 from hf_sense.quantization import dequantize
 from hf_sense.ragged import half_squared_norms
 from hf_sense.sense_table import SenseTable
+from hf_sense.token_classification import FoldedSenseModelForTokenClassification, SenseModelForTokenClassification
 
 logger = logging.getLogger(__name__)
 
@@ -58,14 +59,14 @@ def fold(model: SensePreTrainedModel) -> FoldedPreTrainedModel:
             outside become float32 among the weights.
 
     Returns:
-        A ``FoldedSenseModel`` or a ``FoldedSenseModelForSequenceClassification`` in evaluation mode, with a copy of the
-        backbone. It cannot be trained.
+        A ``FoldedSenseModel``, or a ``FoldedSenseModelForSequenceClassification`` or ``FoldedSenseModelForTokenClassification``,
+        in evaluation mode, with a copy of the backbone. It cannot be trained.
 
     Raises:
         ValueError: if it would not give the same answers, or need no less; the message says what to do.
     """
     inner, table = model.base_model, model.sense_table
-    classifier = model.classifier if isinstance(model, SenseModelForSequenceClassification) else None
+    classifier = model.classifier if isinstance(model, SenseClassifier) else None
     projection = inner.sense_projection
     _check(model, classifier, projection)
     before = _bytes_of(table) + sum(
@@ -88,7 +89,7 @@ def fold(model: SensePreTrainedModel) -> FoldedPreTrainedModel:
     config._attn_implementation = model.config._attn_implementation
     config.check_selection()
     with torch.device("meta"):
-        folded = (FoldedSenseModel if classifier is None else FoldedSenseModelForSequenceClassification)(config)
+        folded = _class_for(model)(config)
     if set(folded.base_model.backbone.state_dict()) != set(backbone.state_dict()):
         raise ValueError(
             "The backbone holds other weights than its configuration says, as those of adapters: it would not be loaded "
@@ -105,6 +106,12 @@ def fold(model: SensePreTrainedModel) -> FoldedPreTrainedModel:
         folded.bias = nn.Parameter(_bias_of(classifier))
     logger.info(said)
     return folded.requires_grad_(False).eval()
+
+
+def _class_for(model: SensePreTrainedModel) -> type[FoldedPreTrainedModel]:
+    if isinstance(model, SenseModelForTokenClassification):
+        return FoldedSenseModelForTokenClassification
+    return FoldedSenseModelForSequenceClassification if isinstance(model, SenseClassifier) else FoldedSenseModel
 
 
 def _check(model: SensePreTrainedModel, classifier: nn.Linear | None, projection: nn.Linear | None) -> None:

@@ -11,6 +11,8 @@ from huggingface_hub import EvalResult, ModelCardData
 from hf_sense.storage import write_text
 
 _MARK = "library_name: hf_sense"
+# What the Hub calls what a model's Auto class is for.
+_TASKS = {"SequenceClassification": "text-classification", "TokenClassification": "token-classification"}
 
 
 class Provenance(NamedTuple):
@@ -100,11 +102,8 @@ def model_card(
         f"import hf_sense  # registers the model type\nfrom transformers import {class_name}\n\n"
         f'model = {class_name}.from_pretrained("{name}")'
     )
-    tags = [
-        *tags,
-        "sense-distillation",
-        "text-classification" if "Classification" in class_name else "feature-extraction",
-    ]
+    task = _TASKS.get(class_name.removeprefix("AutoModelFor"), "feature-extraction")
+    tags = [*tags, "sense-distillation", task]
     sections = [
         _front_matter(name, teacher, tags, provenance),
         f"# {name}\n\nA student distilled to choose, for each token, the sense that its teacher would choose.",

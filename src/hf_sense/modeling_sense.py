@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from transformers.activations import ACT2FN
-from transformers.modeling_outputs import ModelOutput, SequenceClassifierOutput
 
 from hf_sense.backbone import backbone_inputs, make_backbone, run_backbone
 from hf_sense.base_model import BaseSenseModel
@@ -22,6 +20,7 @@ from hf_sense.configuration_sense import SenseConfig
 from hf_sense.context_network import ContextNetwork
 from hf_sense.dictionary import SenseDictionary
 from hf_sense.folders import check_model_name
+from hf_sense.outputs import SenseClassifierOutput, SenseModelOutput
 from hf_sense.publishing import open_dictionary
 from hf_sense.residual_codes import ResidualCodes
 from hf_sense.sense_table import SenseTable
@@ -30,48 +29,6 @@ if TYPE_CHECKING:
     from hf_sense.folded import FoldedPreTrainedModel
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class SenseModelOutput(ModelOutput):
-    """What ``SenseModel`` returns.
-
-    Attributes:
-        last_hidden_state: ``(batch, sequence, sense_dim)``, replaced by senses as ``config.selection`` says.
-        contextual_hidden_state: ``(batch, sequence, sense_dim)`` before replacement, with ``output_senses=True``.
-        sense_ids: int64 ``(batch, sequence)``, the best senses, -100 where a token has none; with ``output_senses=True``.
-        sense_scores: float32 ``(pairs,)``, the score of each sense of each token under the mask, laid out as
-            ``RaggedIndex.of(input_ids[attention_mask.bool()], offsets)``; with ``output_senses=True``.
-        code_ids: int64 ``(batch, sequence, levels)``, the codes of what each sense leaves, -100 where there is no sense; with
-            ``output_senses=True``, of a dictionary with codes.
-        hidden_states: the backbone's, with ``output_hidden_states=True``.
-        attentions: the backbone's, with ``output_attentions=True``.
-    """
-
-    last_hidden_state: torch.Tensor | None = None
-    contextual_hidden_state: torch.Tensor | None = None
-    sense_ids: torch.Tensor | None = None
-    sense_scores: torch.Tensor | None = None
-    code_ids: torch.Tensor | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
-
-
-@dataclass
-class SenseClassifierOutput(SequenceClassifierOutput):
-    """What a sense model with a classifier returns: loss, logits, and with ``output_senses=True`` the choice too.
-
-    Attributes:
-        contextual_hidden_state: as in ``SenseModelOutput``.
-        sense_ids: likewise.
-        sense_scores: likewise.
-        code_ids: likewise.
-    """
-
-    contextual_hidden_state: torch.Tensor | None = None
-    sense_ids: torch.Tensor | None = None
-    sense_scores: torch.Tensor | None = None
-    code_ids: torch.Tensor | None = None
 
 
 class SensePreTrainedModel(BaseSenseModel):
@@ -249,11 +206,12 @@ class SenseModel(SensePreTrainedModel):
         return result if return_dict is not False else result.to_tuple()
 
 
-class SenseModelForSequenceClassification(SensePreTrainedModel):
-    """A sense model with pooling and a linear classifier, after one hidden layer if ``config.head_activation`` says so.
+class SenseClassifier(SensePreTrainedModel):
+    """A sense model with a linear classifier, after one hidden layer if ``config.head_activation`` says so.
 
-    With ``selection="hard"`` the loss trains the classifier alone, since a table passes no gradient; to fine-tune the
-    backbone choose ``"straight_through"`` or ``"soft"``, or distil it with ``SenseDistillationTrainer``.
+    Its subclasses say what is classified: texts or tokens. With ``selection="hard"`` the loss trains the classifier alone,
+    since a table passes no gradient; to fine-tune the backbone choose ``"straight_through"`` or ``"soft"``, or distil it with
+    ``SenseDistillationTrainer``.
     """
 
     def __init__(self, config: SenseConfig) -> None:
@@ -282,18 +240,19 @@ class SenseModelForSequenceClassification(SensePreTrainedModel):
         output_contextual: bool = False,
         output_senses: bool = False,
     ) -> SenseClassifierOutput | SenseModelOutput | tuple[torch.Tensor, ...]:
-        """Classifies texts. Inputs as for ``SenseModel``.
+        """Classifies texts, or their tokens. Inputs as for ``SenseModel``.
 
         Args:
             input_ids: int64 ``(batch, sequence)``.
             attention_mask: ``(batch, sequence)``.
             token_type_ids: ``(batch, sequence)``.
             inputs_embeds: ``(batch, sequence, width)``.
-            labels: int64 ``(batch,)`` classes, or floating ``(batch, num_labels)``, as ``config.problem_type`` says.
+            labels: of texts, int64 ``(batch,)`` classes, or floating ``(batch, num_labels)``, as ``config.problem_type`` says;
+                of tokens, int64 ``(batch, sequence)``, -100 where a token does not count.
             output_hidden_states: also return the backbone's hidden states.
             output_attentions: also return the backbone's attentions.
             return_dict: ``False`` for a tuple.
-            num_items_in_batch: texts over which the loss is a mean; given by ``Trainer`` when it accumulates gradients.
+            num_items_in_batch: texts, or labelled tokens, over which the loss is a mean, if they are not those of ``labels``.
             output_contextual: classify nothing and return what ``SenseModel`` does with it.
             output_senses: also return what each sense was chosen from.
         """
@@ -310,7 +269,7 @@ class SenseModelForSequenceClassification(SensePreTrainedModel):
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
         )
-        logits = self.classify(self.model.pool(output.last_hidden_state, input_ids, attention_mask))
+        logits = self.classify(self.to_classify(output.last_hidden_state, input_ids, attention_mask))
         loss = None
         if labels is not None:
             items = {} if num_items_in_batch is None else {"num_items_in_batch": num_items_in_batch}
@@ -327,6 +286,12 @@ class SenseModelForSequenceClassification(SensePreTrainedModel):
         )
         return result if return_dict is not False else result.to_tuple()
 
+    def to_classify(
+        self, states: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """What ``classify`` is given: the states ``(batch, sequence, sense_dim)`` themselves, or a vector of each text."""
+        raise NotImplementedError
+
     def _warn_of_no_gradient(self) -> None:
         """Says once that a backbone which asks for gradients gets none."""
         hard = self.config.selection == "hard" and not self._warned
@@ -338,7 +303,17 @@ class SenseModelForSequenceClassification(SensePreTrainedModel):
             )
 
     def classify(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Logits ``(batch, num_labels)`` of pooled vectors ``(batch, sense_dim)``."""
+        """Logits ``(..., num_labels)`` of vectors ``(..., sense_dim)``."""
         if self.head_dense is not None and self.head_activation is not None:
             vectors = self.head_activation(self.head_dense(self.head_dropout(vectors)))
         return self.classifier(self.head_dropout(vectors))
+
+
+class SenseModelForSequenceClassification(SenseClassifier):
+    """A sense model that classifies texts: pooling, then the classifier of ``SenseClassifier``."""
+
+    def to_classify(
+        self, states: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The pooled vectors, ``(batch, sense_dim)``."""
+        return self.model.pool(states, input_ids, attention_mask)

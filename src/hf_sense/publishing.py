@@ -161,7 +161,7 @@ def push_model(
     """Pushes a sense model to the Hub in one commit. Users call it as ``model.push_to_hub``.
 
     Args:
-        model: a ``SenseModel`` or ``SenseModelForSequenceClassification``, or what ``fold`` makes of one.
+        model: a ``SenseModel``, one with a classifier, or what ``fold`` makes of one.
         repo_id: ``"org/name"``; made if it is missing.
         commit_message: ``"Upload sense model"`` if not given.
         commit_description: the rest of the commit's message.
@@ -228,7 +228,8 @@ def push_model(
 
 def auto_class_of(model: SensePreTrainedModel) -> str:
     """The Auto class that loads it."""
-    return "AutoModel" if model.base_model is model else "AutoModelForSequenceClassification"
+    names = {kind.__name__ for kind in type(model).__mro__}
+    return next(auto for auto, name in model.config.auto_classes.items() if name in names)
 
 
 def _check_name(repo_id: str) -> None:

@@ -211,9 +211,9 @@ def fit_regression(vectors: np.ndarray, ids: np.ndarray, C: float) -> tuple[np.n
     """Weights ``(labels, dim)`` and biases ``(labels,)`` that take raw vectors, centre and scale folded in."""
     linear = sklearn_module("linear_model")
     if not np.isfinite(vectors).all():
-        raise ValueError("The text vectors hold NaN or infinity; run the model in float32 or bfloat16.")
+        raise ValueError("The vectors hold NaN or infinity; run the model in float32 or bfloat16.")
     if len(np.unique(ids)) < 2:
-        raise ValueError(f"A classifier needs at least two labels, but all {len(ids)} texts have the same.")
+        raise ValueError(f"A classifier needs at least two labels, but all {len(ids)} examples have the same.")
     # One scale for all dimensions: a hard choice of senses can leave a dimension all but constant, and dividing by its own
     # spread would blow up what is left of it.
     mean = vectors.mean(0)

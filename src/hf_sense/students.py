@@ -44,7 +44,7 @@ def make_student(
     """A student with the dictionary's senses. Users call it as ``SenseModel.from_teacher``.
 
     Args:
-        model_class: ``SenseModel`` or ``SenseModelForSequenceClassification``.
+        model_class: ``SenseModel``, or one with a classifier.
         teacher: a name, a model (with its classification head for ``copy_head``), or what ``load_teacher`` returned.
         dictionary: built with that teacher.
         num_hidden_layers: keep the teacher's first so many layers; all of them if not given.
@@ -53,7 +53,7 @@ def make_student(
             token's mean and keeps one row a token of the dictionary.
         hidden_size: of those two, the width of embeddings and states; 64 if not given.
         window: of those two, how many tokens the convolution sees; 3 if not given.
-        copy_head: copy the teacher's pooler and classifier and freeze them (Wang et al. 2025, section 4).
+        copy_head: copy the teacher's classifier, of texts with its pooler, and freeze them (Wang et al. 2025, section 4).
         dictionary_path: leave the senses in a dictionary outside instead of among the weights: a single name, such as
             ``"senses"``, for a folder that is saved beside the weights; a path; or an id on the Hub. ``dictionary`` should
             be what it holds.
@@ -99,12 +99,13 @@ def make_student(
         )
     decoder = is_decoder(teacher.model.config)
     inherited: dict[str, Any] = {"pooling": teacher.pooling} if decoder else {}
-    head = _teacher_head(teacher) if copy_head else None
+    head = _teacher_head(teacher, model_class) if copy_head else None
     if head is not None and teacher.head_model is not None:
         dense, activation, linear = head
+        of_texts = {} if _is_of_tokens(model_class) else {"pooling": "last_token" if decoder else "cls"}
         inherited = {
             "head_activation": activation,
-            "pooling": "last_token" if decoder else "cls",
+            **(of_texts or inherited),
             **{name: getattr(teacher.head_model.config, name) for name in ("id2label", "label2id", "problem_type")},
         }
     config_fields = {"metric": dictionary.metric, **inherited, **config_fields}
@@ -138,7 +139,10 @@ def make_student(
         fill_projection(inner.sense_projection, dictionary)
     if head is not None:
         if not hasattr(student, "classifier"):
-            raise ValueError("copy_head needs a model with a head: SenseModelForSequenceClassification.from_teacher.")
+            raise ValueError(
+                "copy_head needs a model with a head: SenseModelForSequenceClassification.from_teacher, or "
+                "SenseModelForTokenClassification.from_teacher."
+            )
         if dense is not None:
             student.head_dense.load_state_dict(dense.state_dict())
             student.head_dense.requires_grad_(False)
@@ -220,14 +224,28 @@ def _copy_weights(source: PreTrainedModel, target: PreTrainedModel) -> None:
     target.load_state_dict({name: weights[name] for name in wanted})
 
 
-def _teacher_head(teacher: Teacher) -> tuple[nn.Module | None, str | None, nn.Linear]:
+def _is_of_tokens(model_class: type) -> bool:
+    return model_class.__name__.endswith("ForTokenClassification")  # as Transformers picks the loss
+
+
+def _teacher_head(
+    teacher: Teacher, student_class: type[SensePreTrainedModel]
+) -> tuple[nn.Module | None, str | None, nn.Linear]:
     """The teacher's hidden layer, its activation and its last layer, by the names that Transformers' models use."""
     model = teacher.head_model
     classifier = getattr(model, "classifier", None) or getattr(model, "score", None)  # decoders say score
     if model is None or classifier is None:
         raise ValueError(
-            "copy_head needs a teacher with a classifier: pass the AutoModelForSequenceClassification model."
+            "copy_head needs a teacher with a classifier: pass the AutoModelForSequenceClassification or "
+            "AutoModelForTokenClassification model."
         )
+    if _is_of_tokens(type(model)) != _is_of_tokens(student_class):
+        raise ValueError(
+            f"The teacher is a {type(model).__name__} and the student a {student_class.__name__}, but one that classifies texts "
+            "and one that classifies tokens cannot share a head. Make a student of the teacher's kind."
+        )
+    if _is_of_tokens(type(model)) and isinstance(classifier, nn.Linear):
+        return None, None, classifier
     if isinstance(classifier, nn.Linear):
         if isinstance(getattr(model, "pre_classifier", None), nn.Linear):  # DistilBERT
             return model.pre_classifier, "relu", classifier

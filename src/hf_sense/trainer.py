@@ -315,7 +315,7 @@ def _student_of(model: Any) -> SensePreTrainedModel:
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     if not isinstance(inner, SensePreTrainedModel):
         raise ValueError(
-            f"model should be a SenseModel or SenseModelForSequenceClassification, but is a {type(model).__name__}. "
+            f"model should be a SenseModel, or one with a classifier, but is a {type(model).__name__}. "
             "SenseModel.from_teacher(teacher, dictionary, num_hidden_layers=2) makes one."
         )
     return inner
