@@ -46,14 +46,16 @@ class SenseConfig(PretrainedConfig):
         classifier_dropout: probability of dropout before the classifier.
         sense_dtype: ``"int8"`` keeps the senses among the weights as int8 with a float32 scale each, whatever the model's
             dtype; ``None`` keeps them in that dtype.
+        learned_senses: make the senses parameters, which start from the dictionary's and are trained with the model. They lie
+            among the weights, as floats; ``False`` loads them fixed.
         adds_token_mean: add the mean of the token's senses, each as often as it occurs, to the projected state: the backbone
             then says how a token differs from its mean. A token without senses has zeros for a state.
         code_levels: levels of the codes that all tokens share; 0 for a dictionary without them.
         num_codes: codes of a level.
 
     Raises:
-        ValueError: if ``metric``, ``selection``, ``pooling`` or ``sense_dtype`` is unknown, or ``sense_dtype`` is given for a
-            dictionary outside, which keeps its own.
+        ValueError: if ``metric``, ``selection``, ``pooling`` or ``sense_dtype`` is unknown, ``sense_dtype`` is given for a
+            dictionary outside, which keeps its own, or learned senses are int8, outside, or beside codes.
     """
 
     model_type = "sense"
@@ -88,6 +90,7 @@ class SenseConfig(PretrainedConfig):
         adds_token_mean: bool = False,
         code_levels: int = 0,
         num_codes: int = 0,
+        learned_senses: bool = False,
         **kwargs: Any,
     ) -> None:
         if isinstance(backbone_config, dict):
@@ -104,6 +107,17 @@ class SenseConfig(PretrainedConfig):
             raise ValueError(
                 "sense_dtype is for senses among the weights; a dictionary outside keeps its own. Leave one of them out: "
                 "SenseDictionary.to(torch.int8) makes a dictionary int8."
+            )
+        if learned_senses and (sense_dtype is not None or sense_dictionary is not None):
+            where = f"sense_dtype={sense_dtype!r}" if sense_dtype else f"sense_dictionary={sense_dictionary!r}"
+            raise ValueError(
+                f"Learned senses are floats among the model's weights, which does not go with {where}. Leave it out to train "
+                "them; afterwards to_dictionary().to(torch.int8) makes them small, and a student of it can keep them outside."
+            )
+        if learned_senses and code_levels:
+            raise ValueError(
+                "Codes are fitted to what the dictionary's senses leave, and would not fit senses that move. Leave "
+                "learned_senses out, or build a dictionary without codes."
             )
         body: Any = backbone_config
         text = body.get_text_config() if body is not None else None
@@ -127,6 +141,7 @@ class SenseConfig(PretrainedConfig):
         self.adds_token_mean = adds_token_mean
         self.code_levels = code_levels
         self.num_codes = num_codes
+        self.learned_senses = learned_senses
         super().__init__(**kwargs)
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> PretrainedConfig:

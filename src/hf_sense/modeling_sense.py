@@ -59,11 +59,17 @@ class SensePreTrainedModel(BaseSenseModel):
         return loaded
 
     def to_dictionary(self) -> SenseDictionary:
-        """The model's senses as a dictionary that can be saved, inspected or given to another student."""
+        """The model's senses as a dictionary that can be saved, inspected or given to another student.
+
+        Of learned senses its metadata say so, with the fingerprint of the dictionary that they started from; counts and spread
+        are that dictionary's, until ``hf_sense.recount.recount`` counts anew.
+        """
         table = self.sense_table
         if table.outside is not None:
             return table.outside
-        senses = table.senses.detach().cpu()
+        learned = {"learned_senses": {"started_from": self.config.dictionary_fingerprint}}
+        # A copy of learned ones: training goes on in the model's own.
+        senses = table.senses.detach().to("cpu", copy=self.config.learned_senses)
         return SenseDictionary(
             senses,
             table.offsets.cpu(),
@@ -71,7 +77,7 @@ class SensePreTrainedModel(BaseSenseModel):
             table.spread.float().cpu(),
             metric=self.config.metric,
             tokenizer_fingerprint=self.config.tokenizer_fingerprint,
-            metadata=self.config.dictionary_metadata,
+            metadata=self.config.dictionary_metadata | (learned if self.config.learned_senses else {}),
             scales=None if table.scales is None else table.scales.cpu(),
             codes=ResidualCodes.of({name: tensor.cpu() for name, tensor in table.state_dict().items()}),
         )
@@ -92,7 +98,7 @@ class SensePreTrainedModel(BaseSenseModel):
             kept = int(table.offsets[-1])
             table.counts, table.spread = table.counts[:kept].clone(), table.spread[:kept].clone()
             if table.outside is None:
-                table.senses = table.senses[:kept].clone()
+                table.put_rows(table.senses.detach()[:kept].clone())
                 table.scales = None if table.scales is None else table.scales[:kept].clone()
             self.config.num_senses = kept
         self.config.vocab_size = size

@@ -5,6 +5,7 @@ The table's layout and its arithmetic are those of ``hf_sense.dictionary`` and `
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -13,15 +14,13 @@ from torch import nn
 from hf_sense.coded import CodedChoice, choose_coded
 from hf_sense.configuration_sense import SenseConfig
 from hf_sense.dictionary import SenseDictionary
+from hf_sense.expectation import expect_senses
 from hf_sense.fused import has_compiled_kernels
 from hf_sense.ragged import (
-    NO_SENSE,
     RaggedIndex,
-    best_sense,
     expected_sense,
     half_squared_norms,
-    sense_log_probabilities,
-    sense_scores,
+    take_senses,
 )
 from hf_sense.residual_codes import ResidualCodes
 from hf_sense.senses import Senses
@@ -44,7 +43,11 @@ class SenseTable(nn.Module):
         rows = 0 if config.sense_dictionary else config.num_senses
         vocab_size = config.vocab_size or 0
         int8 = config.sense_dtype == "int8"
-        self.register_buffer("senses", torch.zeros(rows, config.sense_dim, dtype=torch.int8 if int8 else None))
+        senses = torch.zeros(rows, config.sense_dim, dtype=torch.int8 if int8 else None)
+        if config.learned_senses:
+            self.senses = nn.Parameter(senses)
+        else:
+            self.register_buffer("senses", senses)
         self.register_buffer("scales", torch.zeros(rows, dtype=torch.float32) if int8 else None)
         self.register_buffer("offsets", torch.zeros(vocab_size + 1, dtype=torch.int64))
         self.register_buffer("counts", torch.zeros(config.num_senses, dtype=torch.int64))
@@ -68,12 +71,17 @@ class SenseTable(nn.Module):
             self.outside = dictionary
         else:
             kept = dictionary.senses.dtype if dictionary.scales is not None else dtype
-            self.senses = dictionary.senses.to(kept, copy=True)
+            self.put_rows(dictionary.senses.to(kept, copy=True))
             self.scales = None if dictionary.scales is None else dictionary.scales.clone()
             if dictionary.codes is not None:
                 codes = dictionary.codes.to(kept)
                 self.codes = codes.values.clone()
                 self.code_scales = None if codes.scales is None else codes.scales.clone()
+
+    def put_rows(self, rows: torch.Tensor) -> None:
+        """Exchanges the model's own senses for ``rows`` ``(num_senses, dim)``; learned ones stay so."""
+        learned = isinstance(self.senses, nn.Parameter)
+        self.senses = nn.Parameter(rows, requires_grad=self.senses.requires_grad) if learned else rows
 
     def _apply(self, fn: Any, recurse: bool = True) -> SenseTable:
         """Moves the table as any module, but leaves the scales float32 where a cast makes the weights narrower."""
@@ -126,19 +134,35 @@ class SenseTable(nn.Module):
 
         Of a dictionary outside that lies in several files or on another device they are the batch's own rows, brought
         together: ids are then numbered anew, and the third tensor has each row's global sense id. Else it is ``None``.
+        So it is with senses that are trained: what makes a gradient of them makes it once, and no larger than it need be.
+
+        Raises:
+            ValueError: if senses narrower than float32 are to be trained.
         """
-        if self.outside is None:
+        learned = self.outside is None and self.senses.requires_grad and torch.is_grad_enabled()
+        if learned and self.senses.dtype.itemsize < 4:
+            raise ValueError(
+                f"Learned senses are in {self.senses.dtype}, which rounds most steps away. Train them in float32, with "
+                "model.float() or dtype=torch.float32 (bf16=True of the trainer is fine), and cast the model afterwards; "
+                "or call table.senses.requires_grad_(False)."
+            )
+        if self.outside is None and not learned:
             # The compiled kernels compute norms as they go; the others read them.
             on_the_way = self.senses.dtype.itemsize < 4 or (self.senses.device.type == "cpu" and has_compiled_kernels())
             halves = None if on_the_way else self.half_norms()
-            return Senses(self.offsets, self.senses, self.scales, halves), token_ids, None
-        in_place = self.outside.in_place()
+            return Senses(self.offsets, self.senses.detach(), self.scales, halves), token_ids, None
+        in_place = None if self.outside is None else self.outside.in_place()
         if in_place is not None and token_ids.device.type == "cpu":
             # Half the norms of the whole table would read all of it.
             return Senses(self.offsets, *in_place), token_ids, None
         tokens, compact = token_ids[places].unique(return_inverse=True)
+        if learned and tokens.device.type == "cpu":
+            Senses(self.offsets, self.senses).spans(tokens)  # says what does not fit
         own = RaggedIndex.of(tokens, self.offsets)
-        rows = self.outside.rows(own.sense_ids.cpu()).to(token_ids.device)
+        if self.outside is None:
+            rows = self.senses.index_select(0, own.sense_ids)
+        else:
+            rows = self.outside.rows(own.sense_ids.cpu()).to(token_ids.device)
         return Senses(own.starts, rows), torch.zeros_like(token_ids).index_copy(0, places, compact), own.sense_ids
 
     def token_means(self, input_ids: torch.Tensor) -> torch.Tensor:
@@ -213,16 +237,20 @@ class SenseTable(nn.Module):
         if config.selection == "soft":
             replaced, choice = self._soft(flat, tokens, kept, senses, codes, config, output_senses)
         else:
-            wanted = config.selection != "none"
+            wanted, learned = config.selection != "none", senses.rows.requires_grad
+            fixed = dataclasses.replace(senses, rows=senses.rows.detach())
             choice = choose_coded(
-                flat, tokens, kept, senses, config.metric, codes, output_replaced=wanted, output_scores=output_senses
+                flat, tokens, kept, fixed, config.metric, codes, output_replaced=wanted, output_scores=output_senses
             )
             replaced = flat if choice.replaced is None else choice.replaced
-            if choice.replaced is not None and flat.requires_grad:
+            if choice.replaced is not None and learned:
+                replaced = take_senses(senses.rows, choice.sense_ids, flat)
+            elif choice.replaced is not None and flat.requires_grad:
                 # A token without a sense keeps its state, and the state its gradient.
                 replaced = torch.where((choice.sense_ids >= 0).unsqueeze(-1), replaced, flat)
             if config.selection == "straight_through":
-                replaced = flat + (replaced - flat).detach()
+                through = torch.where((choice.sense_ids >= 0).unsqueeze(-1), flat - flat.detach(), 0.0)
+                replaced = replaced + through if learned else flat + (replaced - flat).detach()
         replaced = replaced.view_as(contextual)
         if not output_senses or choice is None:
             return replaced, None
@@ -241,23 +269,19 @@ class SenseTable(nn.Module):
         config: SenseConfig,
         output_senses: bool,
     ) -> tuple[torch.Tensor, CodedChoice | None]:
-        hidden = flat[kept]
-        index, rows, own_ids = senses.of(tokens[kept])
-        halves = senses.half_norms if own_ids is None else None
-        scores = sense_scores(hidden, index, rows, config.metric, halves, check_finite=False)
-        probabilities = sense_log_probabilities(scores / config.selection_temperature, index).exp()
-        chosen = expected_sense(probabilities, index, rows, hidden)
+        temperature = config.selection_temperature
+        replaced, best, scores = expect_senses(
+            flat, tokens, kept, senses, config.metric, temperature, output_scores=output_senses
+        )
         if codes is not None:
             # Of a token without senses nothing is left.
-            added = codes.expected(hidden - chosen, config.selection_temperature)
-            chosen = torch.where((index.lengths > 0).unsqueeze(-1), chosen + added.to(chosen.dtype), chosen)
-        replaced = flat.index_copy(0, kept, chosen.to(flat.dtype))
-        if not output_senses:
+            at = kept[senses.spans(tokens[kept])[1] > 0]
+            own = replaced[at]
+            added = codes.expected(flat[at] - own, temperature)
+            replaced = replaced.index_copy(0, at, own + added.to(own.dtype))
+        if best is None:
             return replaced, None
-        found = best_sense(scores.detach(), index)
-        if own_ids is not None and len(own_ids):
-            found = torch.where(found >= 0, own_ids[found.clamp_min(0)], NO_SENSE)
-        choice = CodedChoice(torch.full_like(tokens, NO_SENSE).index_copy(0, kept, found), None, scores)
+        choice = CodedChoice(best, None, scores)
         return replaced, choice if codes is None else choice.add_codes(flat.detach(), senses, codes)
 
 

@@ -5,6 +5,7 @@ Targets come from ``hf_sense.targets``, losses from ``hf_sense.losses``; what is
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from hf_sense.coded import choose_coded
 from hf_sense.collator import INPUTS, SenseDataCollator, code_columns
 from hf_sense.corpus import iterate_texts
+from hf_sense.distillation_checks import check_losses, check_vocabulary, student_of
 from hf_sense.distillation_config import SenseDistillationConfig
 from hf_sense.folders import check_keeps_classifier
 from hf_sense.fused import choose_senses, sense_loss
@@ -25,10 +27,12 @@ from hf_sense.losses import code_losses, state_losses
 from hf_sense.model_card import Provenance, model_card, write_card
 from hf_sense.modeling_sense import SensePreTrainedModel
 from hf_sense.publishing import auto_class_of, copy_companions, pin_dictionary
+from hf_sense.replaced_losses import replaced_loss
+from hf_sense.row_optimizer import optimizer_of
+from hf_sense.selection_temperature import fit_on_batches
 from hf_sense.targets import compute_sense_targets
 from hf_sense.teacher import Teacher, load_teacher
 from hf_sense.temperature import natural_temperature
-from hf_sense.vocabulary import tokenizer_fingerprint
 
 
 class SenseDistillationTrainer(Trainer):
@@ -54,6 +58,7 @@ class SenseDistillationTrainer(Trainer):
     """
 
     loss_is_scaled_for_ga = True
+    optimizer: Any
 
     def __init__(
         self,
@@ -71,7 +76,7 @@ class SenseDistillationTrainer(Trainer):
             raise ValueError(f"args should be a SenseDistillationConfig, but is a {type(args).__name__}.")
         if kwargs.get("compute_metrics") is not None:
             raise ValueError("This trainer evaluates loss and agreement; for other figures use hf_sense.evaluation.")
-        self.student = _student_of(model)
+        self.student = student_of(model)
         if model is self.student.base_model:  # neither a classifier nor wrapped by PEFT, which saves adapters alone
             check_keeps_classifier(args.output_dir, type(model).__name__)
         self.teacher = None if teacher is None else load_teacher(teacher)
@@ -79,19 +84,10 @@ class SenseDistillationTrainer(Trainer):
             processing_class = self.teacher.tokenizer
         if processing_class is None:
             raise ValueError("Pass processing_class (the tokenizer) or a teacher, which brings one.")
-        _check_vocabulary(self.student, self.teacher, processing_class)
-        if args.needs_teacher_states and self.teacher is None:
-            raise ValueError(
-                "soft_weight, mse_weight, cosine_weight and live_teacher compare with the teacher at every step: pass teacher."
-            )
+        check_vocabulary(self.student, self.teacher, processing_class)
         self._dictionary = self.student.to_dictionary()
         self._target_columns = code_columns(self._dictionary.codes)
-        chooses = self._dictionary.codes is not None or int(self._dictionary.offsets.diff().max()) > 1
-        if not args.mse_weight + args.cosine_weight and not chooses:
-            raise ValueError(
-                "No token of the student has two senses: there is nothing to choose, and a loss on senses is 0. Set mse_weight "
-                "and sense_weight=0 to learn the teacher's states, as a context table does."
-            )
+        check_losses(args, self.student.config, self._dictionary, self.teacher is not None, eval_dataset is not None)
         self.temperature = args.temperature or natural_temperature(self._dictionary, self.student.config.metric)
         train_dataset, eval_dataset = (
             {name: self._prepared(split, args) for name, split in data.items()}
@@ -110,7 +106,7 @@ class SenseDistillationTrainer(Trainer):
             data_collator=data_collator or SenseDataCollator(processing_class, offsets=self._dictionary.offsets),
             **kwargs,
         )
-        if self.teacher is not None and args.needs_teacher_states:
+        if self.teacher is not None and (args.needs_teacher_states or args.fit_temperature):
             self.teacher.model.to(self.args.device)
         # Summed loss, senses agreed upon, labelled tokens, codes agreed upon.
         self._meters = {name: torch.zeros(4, dtype=torch.float64) for name in ("train", "eval")}
@@ -148,6 +144,21 @@ class SenseDistillationTrainer(Trainer):
             disable_tqdm=args.disable_tqdm or None,
         )
 
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """As ``Trainer`` does; learned senses are trained by ``hf_sense.row_optimizer``."""
+        if self.optimizer is None and self.student.sense_table.senses.requires_grad:
+            self.optimizer = optimizer_of(self.model if model is None else model, self.args)
+        return super().create_optimizer(model)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As ``Trainer`` does; then fits the student's temperature, if ``args.fit_temperature`` says so."""
+        output = super().train(*args, **kwargs)
+        if self.args.fit_temperature:
+            names = list(self.eval_dataset) if isinstance(self.eval_dataset, dict) else [None]
+            batches = (self._prepare_inputs(batch) for name in names for batch in self.get_eval_dataloader(name))
+            fit_on_batches(self.student, batches, self.teacher, self.accelerator)
+        return output
+
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         if "sense_indices" not in self._signature_columns:
@@ -184,13 +195,14 @@ class SenseDistillationTrainer(Trainer):
         hidden = output.contextual_hidden_state.reshape(-1, self._dictionary.dim)
         table, input_ids = self.student.sense_table, given["input_ids"].reshape(-1)
         senses, tokens, global_ids = table.lying(input_ids, kept)
+        fixed = dataclasses.replace(senses, rows=senses.rows.detach())
         teacher_hidden = None
         if args.needs_teacher_states:
             states = self.teacher.hidden_states(**given)  # type: ignore[union-attr]
             teacher_hidden = states.reshape(-1, self._dictionary.dim)
         codes = table.residual_codes
         if "sense_labels" not in inputs:
-            choice = choose_coded(teacher_hidden, tokens, kept, senses, table.metric, codes)
+            choice = choose_coded(teacher_hidden, tokens, kept, fixed, table.metric, codes)
             targets, code_targets = choice.sense_ids, choice.code_ids
         else:
             targets, code_targets = inputs["sense_labels"].reshape(-1), inputs.get("code_labels")
@@ -202,7 +214,7 @@ class SenseDistillationTrainer(Trainer):
             own, chosen = sense_loss(hidden, tokens, kept, senses, table.metric, targets, self.temperature)
             losses = losses + args.sense_weight * own
         else:
-            chosen = choose_senses(hidden, tokens, kept, senses, table.metric).sense_ids[kept]
+            chosen = choose_senses(hidden, tokens, kept, fixed, table.metric).sense_ids[kept]
         agreed_codes = losses.new_zeros(())
         if codes is not None and code_targets is not None:
             wanted, taken = code_targets.reshape(-1, codes.levels)[kept], senses.take(targets[kept])
@@ -213,6 +225,8 @@ class SenseDistillationTrainer(Trainer):
         if teacher_hidden is not None:
             sides = hidden[kept], teacher_hidden[kept]
             losses = losses + state_losses(*sides, args, senses, tokens[kept], table.metric, self.temperature)
+            if args.replaced_weight:
+                losses = losses + replaced_loss(*sides, args, self.student.config, senses, tokens[kept])
         total = losses.sum()
         agreed = (chosen == targets[kept]).sum()
         meter = self._meters["train" if model.training else "eval"]
@@ -222,7 +236,8 @@ class SenseDistillationTrainer(Trainer):
         else:
             loss = total * self.accelerator.num_processes / max(1, int(num_items_in_batch))
         # A step without labelled tokens still needs a graph.
-        loss = loss + 0.0 * output.contextual_hidden_state.sum() if len(kept) == 0 else loss
+        if len(kept) == 0:
+            loss = loss + 0.0 * (output.contextual_hidden_state.sum() + senses.rows.sum())
         return (loss, output) if return_outputs else loss
 
     def _read_meter(self, name: str) -> dict[str, float]:
@@ -309,30 +324,6 @@ class SenseDistillationTrainer(Trainer):
             self.args.hub_model_id or Path(self.args.output_dir).name, "a sense model", token=token, writes=True
         ):
             return super().push_to_hub(commit_message, *args, **kwargs)
-
-
-def _student_of(model: Any) -> SensePreTrainedModel:
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if not isinstance(inner, SensePreTrainedModel):
-        raise ValueError(
-            f"model should be a SenseModel, or one with a classifier, but is a {type(model).__name__}. "
-            "SenseModel.from_teacher(teacher, dictionary, num_hidden_layers=2) makes one."
-        )
-    return inner
-
-
-def _check_vocabulary(
-    student: SensePreTrainedModel, teacher: Teacher | None, tokenizer: PreTrainedTokenizerBase
-) -> None:
-    dictionary = student.config.tokenizer_fingerprint
-    mine = tokenizer_fingerprint(tokenizer)
-    theirs = tokenizer_fingerprint(teacher.tokenizer) if teacher is not None else None
-    if len({found for found in (dictionary, mine, theirs) if found is not None}) > 1:
-        raise ValueError(
-            "Teacher, dictionary and student must share a vocabulary, but their tokenizers' fingerprints are: teacher "
-            f"{theirs or 'not given'}, dictionary {dictionary}, student (processing_class) {mine}. Sense ids belong to token "
-            "ids, so build the dictionary and the student with this teacher's tokenizer."
-        )
 
 
 def _listed(value: str | list[str] | None) -> list[str]:
