@@ -160,7 +160,7 @@ def main() -> None:
     parser.add_argument(
         "--held-out", type=int, default=300, help="train texts to fit temperatures on, and nothing else"
     )
-    parser.add_argument("--students", nargs="+", default=list(STUDENTS), choices=list(STUDENTS))
+    parser.add_argument("--students", nargs="*", default=list(STUDENTS), choices=list(STUDENTS))
     parser.add_argument("--seeds", type=int, default=3, help="how many times each student is trained")
     parser.add_argument("--epochs", type=float, default=3)
     parser.add_argument("--steps", type=int, help="instead of epochs")

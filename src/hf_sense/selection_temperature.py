@@ -50,8 +50,8 @@ def fit_temperature(
     """Sets ``student.config.selection_temperature`` to what is best on held-out text, and returns it.
 
     With ``"states"`` the student's replaced states are nearest the teacher's states, in squared error. With ``"choices"`` the
-    teacher's choice is likeliest under the student's distribution. The first asks for what a text's vector needs, and is the
-    default: ``docs/howto-soft-selection.md`` has the measurements. Both are means over tokens that have two senses or more.
+    teacher's choice is likeliest under the student's distribution. The first asks for what a text's vector is made
+    of, and is the default. Both are means over tokens that have two senses or more.
 
     Args:
         student: its ``metric``, and ``selection_temperature`` to start from, count; ``selection`` stays as it is.
