@@ -132,13 +132,6 @@ def ways(
     yield "teacher, hard senses", saves(whole, selection="hard", pooling="mean")
     yield "teacher, hard senses, frequency pooling", saves(whole, selection="hard", pooling="frequency")
     yield "teacher, soft senses, frequency pooling", saves(whole, selection="soft", pooling="frequency")
-    if steps:
-        bench: Any = SimpleNamespace(texts={"train": texts}, quiet=True)
-        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):  # the trainer prints
-            student = train(bench, teacher, dictionary, {}, steps, 0, LAYERS, Path(folder))
-        name = f"{LAYERS} layers"
-        yield f"{name}, hard senses, frequency pooling", saves(student, selection="hard", pooling="frequency")
-        yield f"{name}, soft senses, frequency pooling", saves(student, selection="soft", pooling="frequency")
     table = SenseModel.from_teacher(teacher, token_mean_dictionary(dictionary))
     yield "table of means", saves(table, selection="hard", pooling="mean")
     yield "table of means, frequency pooling", saves(table, selection="hard", pooling="frequency")
@@ -151,6 +144,13 @@ def ways(
         static.save_pretrained(folder)
 
     yield "model2vec", model2vec
+    if steps:
+        bench: Any = SimpleNamespace(texts={"train": texts}, quiet=True)
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):  # the trainer prints
+            student = train(bench, teacher, dictionary, {}, steps, 0, LAYERS, Path(folder))
+        name = f"{LAYERS} layers"
+        yield f"{name}, hard senses, frequency pooling", saves(student, selection="hard", pooling="frequency")
+        yield f"{name}, soft senses, frequency pooling", saves(student, selection="soft", pooling="frequency")
 
 
 def main() -> None:
