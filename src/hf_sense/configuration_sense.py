@@ -50,10 +50,13 @@ class SenseConfig(PretrainedConfig):
             then says how a token differs from its mean. A token without senses has zeros for a state.
         code_levels: levels of the codes that all tokens share; 0 for a dictionary without them.
         num_codes: codes of a level.
+        max_distance: for texts of another kind than the dictionary's: with ``"hard"`` and ``"straight_through"`` a state stays as
+            it is where its squared distance to the best sense is over so many times what is to be expected in the
+            dictionary's own texts (``hf_sense.spread``), and has no sense id then. ``None`` replaces however far it is.
 
     Raises:
-        ValueError: if ``metric``, ``selection``, ``pooling`` or ``sense_dtype`` is unknown, or ``sense_dtype`` is given for a
-            dictionary outside, which keeps its own.
+        ValueError: if ``metric``, ``selection``, ``pooling`` or ``sense_dtype`` is unknown, ``sense_dtype`` is given for a
+            dictionary outside, which keeps its own, or ``max_distance`` is not above 0, or beside another selection or codes.
     """
 
     model_type = "sense"
@@ -88,6 +91,7 @@ class SenseConfig(PretrainedConfig):
         adds_token_mean: bool = False,
         code_levels: int = 0,
         num_codes: int = 0,
+        max_distance: float | None = None,
         **kwargs: Any,
     ) -> None:
         if isinstance(backbone_config, dict):
@@ -104,6 +108,17 @@ class SenseConfig(PretrainedConfig):
             raise ValueError(
                 "sense_dtype is for senses among the weights; a dictionary outside keeps its own. Leave one of them out: "
                 "SenseDictionary.to(torch.int8) makes a dictionary int8."
+            )
+        if max_distance is not None and not max_distance > 0:
+            raise ValueError(f"max_distance should be above 0, or None, but is {max_distance}.")
+        if max_distance is not None and selection not in ("hard", "straight_through"):
+            raise ValueError(
+                f'max_distance is for the selections "hard" and "straight_through", which put one sense in a place; '
+                f"with {selection!r} leave it out."
+            )
+        if max_distance is not None and code_levels:
+            raise ValueError(
+                "max_distance is for dictionaries without shared codes, which bring senses nearer. Leave it out."
             )
         body: Any = backbone_config
         text = body.get_text_config() if body is not None else None
@@ -127,6 +142,7 @@ class SenseConfig(PretrainedConfig):
         self.adds_token_mean = adds_token_mean
         self.code_levels = code_levels
         self.num_codes = num_codes
+        self.max_distance = max_distance
         super().__init__(**kwargs)
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> PretrainedConfig:
