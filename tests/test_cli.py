@@ -153,7 +153,7 @@ def test_inspect_takes_a_student_as_report_does(data, dictionary, student, capsy
     for folder in (dictionary, student):
         assert main(["inspect", str(folder), "bank", "--corpus", str(data / "train.jsonl"), "--contexts", "1"]) == 0
         shown.append(capsys.readouterr().out)
-    assert "occurrences" in shown[0]
+    assert "occurrences, 100.0% with senses" in shown[0]
     assert shown[0] == shown[1]
 
 

@@ -25,7 +25,6 @@ from hf_sense.pictures import apart
 from hf_sense.report import (
     _whole_words,
     ambiguity,
-    coverage,
     most_ambiguous,
     nearest_contexts,
     occurrences_of,
@@ -62,15 +61,6 @@ def dictionary(teacher, corpus, token):
     senses[offsets[token] : offsets[token + 1]] = found[[0, int((found - found[0]).norm(dim=1).argmax())]]
     counts = torch.full((len(senses),), 30)
     return SenseDictionary(senses, offsets, counts, tokenizer=teacher.tokenizer)
-
-
-def test_coverage_counts_tokens():
-    """Tokens outside the vocabulary would be looked up past its end, or negative ones from its end."""
-    dictionary = SenseDictionary(torch.ones(3, 2), torch.tensor([0, 1, 1, 3]))
-    assert coverage(dictionary, np.array([[0, 1, 2, 2]], np.int32)) == 0.75
-    assert coverage(dictionary, torch.tensor([0, 3, -1, 99])) == 0.25
-    with pytest.raises(ValueError, match="no tokens"):
-        coverage(dictionary, torch.tensor([]))
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 100])
@@ -139,6 +129,18 @@ def test_report_writes_what_it_names(dictionary, teacher, corpus, token, tmp_pat
     for name in pictures:
         assert (path.parent / name).read_bytes().startswith(PNG)
     assert sorted(p.name for p in path.parent.iterdir()) == sorted({"report.html", "report.md", *pictures})
+
+
+def test_report_warns_of_a_corpus_that_is_covered_badly(dictionary, teacher, token, tmp_path, caplog):
+    """A dictionary is put to texts of another kind, and its report shows nothing but good figures."""
+    strange = encode_corpus(["q x z w v k j q x z"] * 3, teacher.tokenizer, 32, disable_tqdm=True)
+    for options in ({}, {"teacher": teacher}):
+        caplog.clear()
+        path = write_report(dictionary, tmp_path, corpus=strange, tokens=[token], **options)
+        assert "of the tokens have no senses" in caplog.text
+        for page in (path, path.with_suffix(".html")):
+            assert "of the tokens have no senses" in page.read_text(encoding="utf-8")
+    assert "corpus distance to senses" in path.read_text(encoding="utf-8")
 
 
 def test_both_reports_say_the_same(dictionary, teacher, texts, token, tmp_path):

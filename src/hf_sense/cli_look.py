@@ -53,18 +53,24 @@ def inspect(
     found: dict[int, list[str]] = {}
     if corpus is not None and len(senses.sense_ids):
         texts, _ = load(corpus, split, text_column)
-        from hf_sense.contexts import nearest_contexts
+        from hf_sense.contexts import contexts_of, occurrences_of
+        from hf_sense.corpus import encode_corpus
+        from hf_sense.coverage import CoverageMeter, token_coverage
 
         loaded = teacher_of(dictionary, name)
-        nearest = nearest_contexts(
-            dictionary,
-            token_id,
-            loaded,
-            loaded.form.joined(list(texts[text_column]), loaded.tokenizer),
-            per_sense=contexts,
-            max_length=dictionary.metadata.get("sampling", {}).get("max_length"),
-        )
+        limit = min(dictionary.metadata.get("sampling", {}).get("max_length") or loaded.max_length, loaded.max_length)
+        encoded = encode_corpus(loaded.form.joined(list(texts[text_column]), loaded.tokenizer), loaded.tokenizer, limit)
+        occurrences = occurrences_of(loaded, encoded, token_id)
+        nearest = contexts_of(dictionary, token_id, senses, occurrences, contexts)
         found = {sense.sense_id: sense.contexts for sense in nearest}
+        if len(occurrences.vectors):
+            meter = CoverageMeter(dictionary)
+            meter.look_up(
+                occurrences.vectors.new_full((len(occurrences.vectors),), token_id).long(), occurrences.vectors
+            )
+            print(f"  {meter.result().words()}")
+        if warning := token_coverage(dictionary, encoded.input_ids).warning():
+            print(f"  {warning}")
     for local, (sense_id, count) in enumerate(zip(senses.sense_ids, senses.counts.tolist())):
         named = sense_words(local, len(senses.sense_ids), sense_id)
         print(f"  {named}: {times(count)}, spread {float(senses.spread[local]):.3g}")

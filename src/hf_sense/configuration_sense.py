@@ -52,10 +52,14 @@ class SenseConfig(PretrainedConfig):
             then says how a token differs from its mean. A token without senses has zeros for a state.
         code_levels: levels of the codes that all tokens share; 0 for a dictionary without them.
         num_codes: codes of a level.
+        max_distance: for texts of another kind than the dictionary's: with ``"hard"`` and ``"straight_through"`` a state stays as
+            it is where its squared distance to the best sense is over so many times what is to be expected in the
+            dictionary's own texts (``hf_sense.spread``), and has no sense id then. ``None`` replaces however far it is.
 
     Raises:
         ValueError: if ``metric``, ``selection``, ``pooling`` or ``sense_dtype`` is unknown, ``sense_dtype`` is given for a
-            dictionary outside, which keeps its own, or learned senses are int8, outside, or beside codes.
+            dictionary outside, which keeps its own, learned senses are int8, outside, or beside codes, or ``max_distance`` is
+            not above 0, or beside another selection or codes.
     """
 
     model_type = "sense"
@@ -91,6 +95,7 @@ class SenseConfig(PretrainedConfig):
         code_levels: int = 0,
         num_codes: int = 0,
         learned_senses: bool = False,
+        max_distance: float | None = None,
         **kwargs: Any,
     ) -> None:
         if isinstance(backbone_config, dict):
@@ -119,6 +124,17 @@ class SenseConfig(PretrainedConfig):
                 "Codes are fitted to what the dictionary's senses leave, and would not fit senses that move. Leave "
                 "learned_senses out, or build a dictionary without codes."
             )
+        if max_distance is not None and not max_distance > 0:
+            raise ValueError(f"max_distance should be above 0, or None, but is {max_distance}.")
+        if max_distance is not None and selection not in ("hard", "straight_through"):
+            raise ValueError(
+                f'max_distance is for the selections "hard" and "straight_through", which put one sense in a place; '
+                f"with {selection!r} leave it out."
+            )
+        if max_distance is not None and code_levels:
+            raise ValueError(
+                "max_distance is for dictionaries without shared codes, which bring senses nearer. Leave it out."
+            )
         body: Any = backbone_config
         text = body.get_text_config() if body is not None else None
         self.backbone_config: PretrainedConfig | None = body
@@ -142,6 +158,7 @@ class SenseConfig(PretrainedConfig):
         self.code_levels = code_levels
         self.num_codes = num_codes
         self.learned_senses = learned_senses
+        self.max_distance = max_distance
         super().__init__(**kwargs)
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> PretrainedConfig:

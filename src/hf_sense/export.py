@@ -228,6 +228,11 @@ def export_program(model: SensePreTrainedModel, max_length: int | None = None) -
             f"Expected a sense model, but got a {type(model).__name__}. AutoModel.from_pretrained opens one; of a folded one "
             "export the model that it was folded from."
         )
+    if model.config.max_distance is not None:
+        raise ValueError(
+            f"A graph cannot leave states in place that are far from their senses (max_distance={model.config.max_distance}). "
+            "Load the model with max_distance=None."
+        )
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**20
     if max_length is not None and not 2 <= max_length <= limit:
         raise ValueError(

@@ -135,6 +135,11 @@ def _check(model: SensePreTrainedModel, classifier: nn.Linear | None, projection
             "The model adds its tokens' means to states of the senses' own width, which folded keys do not know. Use the model "
             "as it is, or a smaller hidden_size."
         )
+    if model.config.max_distance is not None:
+        raise ValueError(
+            f"The model leaves states in place that are far from their senses (max_distance={model.config.max_distance}), which "
+            "a folded one cannot. Load it with max_distance=None."
+        )
     if any(type(layer) not in (nn.Linear, type(None)) for layer in (classifier, projection)):
         raise ValueError("The classifier or the projection is not a plain linear layer. Merge adapters first.")
 

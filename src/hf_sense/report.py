@@ -1,22 +1,23 @@
-"""Looks into a sense dictionary: coverage of a corpus, ambiguous tokens, and a report with pictures, as Markdown and HTML.
+"""Looks into a sense dictionary: ambiguous tokens, and a report with pictures, as Markdown and HTML.
 
-It judges no model; accuracies are in ``hf_sense.evaluation``. Contexts of senses are in ``hf_sense.contexts``, and reached
-from here too.
+It judges no model; accuracies are in ``hf_sense.evaluation``, what a corpus is to a dictionary in ``hf_sense.coverage``.
+Contexts of senses are in ``hf_sense.contexts``, and reached from here too.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from hf_sense.charts import draw_histogram, figure_class_for_files
 from hf_sense.contexts import Occurrences, SenseContexts, contexts_of, nearest_contexts, occurrences_of
 from hf_sense.corpus import EncodedCorpus
+from hf_sense.coverage import coverage, token_coverage
 from hf_sense.dictionary import SenseDictionary
 from hf_sense.legend import (
     CONTEXTS,
@@ -40,11 +41,12 @@ from hf_sense.vocabulary import token_id_of
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+logger = logging.getLogger(__name__)
+
 __all__ = [
     "Occurrences",
     "SenseContexts",
     "ambiguity",
-    "coverage",
     "most_ambiguous",
     "nearest_contexts",
     "occurrences_of",
@@ -56,28 +58,6 @@ _AMBIGUOUS_FROM = 20
 _OCCURRENCES_A_SENSE = 5
 _ROWS_AT_ONCE = 2**16
 _LETTERS = 3  # shorter tokens are mostly beginnings of words, or abbreviations
-
-
-def coverage(dictionary: SenseDictionary, corpus_ids: torch.Tensor | np.ndarray) -> float:
-    """The share of tokens that have senses.
-
-    Args:
-        dictionary: a sense dictionary.
-        corpus_ids: int, any shape, token ids; those outside the vocabulary count as not covered.
-
-    Raises:
-        ValueError: if there are no tokens.
-
-    Example:
-        >>> coverage(SenseDictionary(torch.ones(1, 2), torch.tensor([0, 1, 1])), torch.tensor([0, 0, 0, 1]))
-        0.75
-    """
-    ids = torch.as_tensor(corpus_ids).reshape(-1).long()
-    if not len(ids):
-        raise ValueError("corpus_ids holds no tokens.")
-    has_senses = torch.cat([dictionary.offsets.diff() > 0, torch.tensor([False])])
-    known = (ids >= 0) & (ids < dictionary.vocab_size)
-    return float(has_senses[torch.where(known, ids, dictionary.vocab_size)].double().mean())
 
 
 def ambiguity(dictionary: SenseDictionary) -> torch.Tensor:
@@ -157,7 +137,14 @@ def write_report(
         if corpus.num_cut:
             summary[f"corpus_texts_cut_at_{int(corpus.lengths.max())}_tokens"] = corpus.num_cut
         summary["corpus_tokens"] = len(corpus.input_ids)
-        summary["corpus_tokens_with_senses"] = f"{coverage(dictionary, corpus.input_ids):.2%}"
+        covered = token_coverage(dictionary, corpus.input_ids)
+        summary["corpus_tokens_with_senses"] = f"{covered.with_senses:.2%}"
+        if teacher is not None:
+            covered = coverage(dictionary, teacher, corpus, max_texts=max_texts)
+            summary["corpus_distance_to_senses_over_its_own_texts'"] = covered.distance
+        if warning := covered.warning():
+            logger.warning("%s", warning)
+            summary["warning"] = warning
     parts = ["# Sense dictionary", _rows(["", ""], [[key.replace("_", " "), _number(v)] for key, v in summary.items()])]
     parts.append(FIGURES)
     parts += ["## Senses a token", "![Histogram of senses a token](senses_per_token.png)"]

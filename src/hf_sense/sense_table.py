@@ -17,6 +17,7 @@ from hf_sense.dictionary import SenseDictionary
 from hf_sense.expectation import expect_senses
 from hf_sense.fused import has_compiled_kernels
 from hf_sense.ragged import (
+    NO_SENSE,
     RaggedIndex,
     expected_sense,
     half_squared_norms,
@@ -24,6 +25,7 @@ from hf_sense.ragged import (
 )
 from hf_sense.residual_codes import ResidualCodes
 from hf_sense.senses import Senses
+from hf_sense.spread import expected_distances, measures_units, squared_distances
 
 
 class SenseTable(nn.Module):
@@ -60,6 +62,7 @@ class SenseTable(nn.Module):
         self._residual_codes: tuple[Any, ResidualCodes] | None = None
         self._half_norms: tuple[Any, torch.Tensor] | None = None
         self._probabilities: tuple[Any, torch.Tensor] | None = None
+        self._expected: tuple[Any, torch.Tensor] | None = None
 
     def fill(self, dictionary: SenseDictionary, dtype: torch.dtype, outside: bool) -> None:
         """Copies a dictionary's tensors, or keeps it outside; tokens past its vocabulary get no senses."""
@@ -128,6 +131,13 @@ class SenseTable(nn.Module):
             shares = (running[self.offsets[1:]] - running[self.offsets[:-1]]) / running[-1].clamp_min(1)
             self._probabilities = key, shares.float()
         return self._probabilities[1]
+
+    def expected_distances(self) -> torch.Tensor:
+        """How far a state is to be expected from each sense, float32 ``(num_senses,)``, squared."""
+        key = _state_of(self.counts), _state_of(self.spread)
+        if self._expected is None or self._expected[0] != key:
+            self._expected = key, expected_distances(self.spread, self.counts)
+        return self._expected[1]
 
     def lying(self, token_ids: torch.Tensor, places: torch.Tensor) -> tuple[Senses, torch.Tensor, torch.Tensor | None]:
         """The senses of ``token_ids`` ``(n,)`` at ``places`` ``(m,)`` as they lie, and the ids by which to ask for them.
@@ -221,7 +231,7 @@ class SenseTable(nn.Module):
             contextual: ``(batch, sequence, dim)``.
             input_ids: int64 ``(batch, sequence)``.
             attention_mask: ``(batch, sequence)``; where it is 0 the state stays.
-            config: its ``selection``, ``selection_temperature`` and ``metric`` count.
+            config: its ``selection``, ``selection_temperature``, ``metric`` and ``max_distance`` count.
             output_senses: also return the choice and what it was made from.
 
         Returns:
@@ -242,6 +252,9 @@ class SenseTable(nn.Module):
             choice = choose_coded(
                 flat, tokens, kept, fixed, config.metric, codes, output_replaced=wanted, output_scores=output_senses
             )
+            if choice.replaced is not None and config.max_distance is not None:
+                best, chosen = self._near(flat.detach(), choice.sense_ids, choice.replaced, global_ids, config)
+                choice = choice._replace(sense_ids=best, replaced=chosen)
             replaced = flat if choice.replaced is None else choice.replaced
             if choice.replaced is not None and learned:
                 replaced = take_senses(senses.rows, choice.sense_ids, flat)
@@ -258,6 +271,21 @@ class SenseTable(nn.Module):
             choice = choice.numbered(global_ids)
         code_ids = None if choice.code_ids is None else choice.code_ids.view(*input_ids.shape, -1)
         return replaced, CodedChoice(choice.sense_ids.view_as(input_ids), None, choice.scores, code_ids)
+
+    def _near(
+        self,
+        flat: torch.Tensor,
+        best: torch.Tensor,
+        chosen: torch.Tensor,
+        global_ids: torch.Tensor | None,
+        config: SenseConfig,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The choice without those senses that are too far from their states, which stay."""
+        has = (best >= 0).nonzero().squeeze(-1)
+        ids = best[has] if global_ids is None else global_ids[best[has]]
+        away = squared_distances(flat[has], chosen[has], measures_units(config.dictionary_metadata))
+        far = has[away > config.max_distance * self.expected_distances()[ids]]
+        return best.index_fill(0, far, NO_SENSE), chosen.index_copy(0, far, flat[far])
 
     def _soft(
         self,

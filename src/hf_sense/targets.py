@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 from hf_sense.collator import code_columns
 from hf_sense.corpus import encode_corpus, iterate_texts
+from hf_sense.coverage import CoverageMeter
 from hf_sense.dictionary import SenseDictionary
 from hf_sense.ragged import NO_SENSE
 from hf_sense.teacher import Teacher, load_teacher
@@ -99,6 +100,7 @@ def compute_sense_targets(
     folder.mkdir(parents=True, exist_ok=True)
     parts = []
     num_cut = 0
+    meter = CoverageMeter(dictionary)
     bar = tqdm(desc="Targets", unit=" tokens", unit_scale=True, disable=disable_tqdm)
     with bar:
         for begin in range(0, len(dataset), _TEXTS_A_PART):
@@ -110,12 +112,14 @@ def compute_sense_targets(
             digest.update("".join(map(repr, texts)).encode(errors="surrogatepass"))
             path = folder / f"targets-{digest.hexdigest()[:32]}.arrow"
             if not path.is_file():
-                columns, cut = _targets_of(texts, teacher, dictionary, max_length, batch_size, bar)
+                columns, cut = _targets_of(texts, teacher, dictionary, max_length, batch_size, bar, meter)
                 num_cut += cut
                 _write_part(path, columns)
             parts.append(Dataset.from_file(str(path if coded else _decoded(path, dictionary))))
     if num_cut:
         logger.warning("%d of %d texts are longer than %d tokens and were cut.", num_cut, len(dataset), max_length)
+    if warning := meter.warning():  # of what was computed now
+        logger.warning("%s", warning)
     if not parts:
         raise ValueError("The data set has no rows. Check the file and the split.")
     targets = concatenate_datasets(parts)
@@ -148,7 +152,13 @@ def _default_cache() -> Path:
 
 
 def _targets_of(
-    texts: list[Any], teacher: Teacher, dictionary: SenseDictionary, max_length: int, batch_size: int, bar: Any
+    texts: list[Any],
+    teacher: Teacher,
+    dictionary: SenseDictionary,
+    max_length: int,
+    batch_size: int,
+    bar: Any,
+    meter: CoverageMeter,
 ) -> tuple[dict[str, list[np.ndarray]], int]:
     corpus = encode_corpus(texts, teacher.tokenizer, max_length, disable_tqdm=True, quiet=True)
     indices = np.full(len(corpus.input_ids), NO_INDEX, index_dtype(dictionary.offsets.numpy()))
@@ -161,6 +171,7 @@ def _targets_of(
         ids = inputs["input_ids"].to(hidden.device)
         mask = inputs["attention_mask"].to(hidden.device)
         found, code_ids = (tensor.cpu() for tensor in dictionary.encode(ids, hidden, mask))
+        meter.add(ids[mask.bool()], hidden[mask.bool()], found[mask.bool().cpu()])
         local = torch.where(found >= 0, found - dictionary.offsets[inputs["input_ids"]], NO_INDEX).numpy()
         kept = inputs["attention_mask"].bool().numpy()
         lengths = corpus.lengths[batch]
