@@ -33,8 +33,7 @@ from hf_sense.corpus import encode_corpus
 from hf_sense.selection_temperature import fit_temperature
 
 SOFT = {"sense_weight": 0.0, "replaced_weight": 1.0}
-# Each student: fields of its configuration, of the trainer's, and how its vectors are made. Learning rates are the best of 1e-3,
-# 2e-3 and 4e-3 on held-out train texts.
+# Each student: fields of its configuration, of the trainer's, and how its vectors are made.
 STUDENTS: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
     "squared error": ({}, {"sense_weight": 0.0, "mse_weight": 1.0, "learning_rate": 2e-3}, ["continuous", "soft, states"]),
     "cosine": ({}, {"sense_weight": 0.0, "cosine_weight": 1.0, "learning_rate": 2e-3}, ["continuous"]),
