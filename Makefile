@@ -29,8 +29,11 @@ test: lint
 bench: .venv/ready
 	$(BIN)/python benchmarks/performance.py --data $(DATA)
 
-# The other tables of docs/results.md.
+# Senses beside everything else, and one setting after the other: benchmarks/comparison.json and defaults.json with their pages
+# docs/comparison.md and docs/recipes.md, a few hours of one core; jobs that are there are not run again. Then the other tables.
 bench-accuracy: .venv/ready
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/compare.py --data $(DATA) --work runs/comparison
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/defaults.py --data $(DATA) --work runs/comparison
 	$(BIN)/python benchmarks/banking77.py --data $(DATA)/banking77
 	$(BIN)/python benchmarks/word_senses.py --data $(DATA)/coarsewsd20
 	$(BIN)/python benchmarks/costs.py

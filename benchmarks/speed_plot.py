@@ -23,17 +23,34 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         path: of the picture, ``.svg`` or ``.png``.
     """
     rows = [row for row in rows if row["failure"] is None]
+    scatter(
+        [(row["name"], row["batch_texts_per_second"], 100 * row["accuracy"], _kind(row["name"])) for row in rows],
+        path,
+        "texts a second, by 64, tokenizing included (log scale)",
+        "accuracy %, all training texts labelled",
+    )
+
+
+def scatter(rows: list[tuple[str, float, float, str]], path: Path, across: str, up: str) -> None:
+    """Labelled points over a logarithmic axis.
+
+    Args:
+        rows: name, place across, place up, and the kind that gives the colour: ``senses``, ``teacher`` or ``other``.
+        path: of the picture, ``.svg`` or ``.png``.
+        across: what the axis across shows.
+        up: what the other shows.
+    """
     figure = figure_class_for_files()(figsize=(8.5, 5), dpi=120, layout="constrained")
     axes = figure.subplots()
-    points = [(row["batch_texts_per_second"], 100 * row["accuracy"]) for row in rows]
-    colours = [_COLOURS[_kind(row["name"])] for row in rows]
+    points = [(x, y) for _, x, y, _ in rows]
+    colours = [_COLOURS[kind] for *_, kind in rows]
     axes.scatter(*zip(*points), c=colours, s=45, zorder=2)
     axes.set_xscale("log")
     for axis in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
         axis(lambda value, _: f"{value:,.0f}" if f"{value:.0e}"[0] in "125" else "")
     axes.margins(0.18, 0.15)
-    axes.set_xlabel("texts a second, by 64, tokenizing included (log scale)", color=INK)
-    axes.set_ylabel("accuracy %, all training texts labelled", color=INK)
+    axes.set_xlabel(across, color=INK)
+    axes.set_ylabel(up, color=INK)
     axes.tick_params(which="both", colors=INK)
     axes.grid(color=INK, alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
@@ -42,11 +59,11 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     renderer = figure.canvas.get_renderer()
     marks = [axes.transData.transform(point) for point in points]
     taken: list[Any] = []
-    for row, point, colour in zip(rows, points, colours):
-        label = _label(axes, row["name"], point, colour, _PLACES[0])
+    for (name, *_), point, colour in zip(rows, points, colours):
+        label = _label(axes, name, point, colour, _PLACES[0])
         for place in _PLACES:
             label.remove()
-            label = _label(axes, row["name"], point, colour, place)
+            label = _label(axes, name, point, colour, place)
             box = label.get_window_extent(renderer).padded(2)
             covers = any(box.overlaps(other) for other in taken) or any(
                 box.x0 - 4 < x < box.x1 + 4 and box.y0 - 4 < y < box.y1 + 4 for x, y in marks

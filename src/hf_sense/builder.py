@@ -28,6 +28,7 @@ from hf_sense.dictionary import SenseDictionary
 from hf_sense.parts import in_parts
 from hf_sense.ragged import check_metric
 from hf_sense.ranks import processes
+from hf_sense.recipes import settings_of
 from hf_sense.sampling import OccurrenceSample, sample_occurrences
 from hf_sense.teacher import Teacher, load_teacher
 from hf_sense.unfinished import UnfinishedBuild
@@ -43,12 +44,13 @@ def build_dictionary(
     texts: Iterable[Any],
     *,
     text_column: str | Sequence[str] = "text",
+    recipe: str = "default",
     max_senses: int | str | None = None,
     budget: int | str | None = None,
     codes: int | None = None,
     code_levels: int = 1,
-    metric: str = "l2",
-    method: str = "kmeans",
+    metric: str | None = None,
+    method: str | None = None,
     min_occurrences: int = 1,
     min_count: int = 1,
     max_occurrences: int = 1000,
@@ -72,6 +74,8 @@ def build_dictionary(
         teacher: a name for ``AutoModel``, a loaded model, or what ``load_teacher`` returned.
         texts: strings, pairs of strings, or one split of a ``datasets`` data set, in memory or streamed.
         text_column: the column of a data set that holds the text; two names for text pairs.
+        recipe: ``"default"``, ``"paper"`` or ``"words"``: what ``metric`` and ``method`` are where they are not
+            given; see ``hf_sense.recipes``.
         max_senses: the most senses a token gets: a number, or a rule of its occurrences such as ``"n/10"``, ``"sqrt"`` or
             ``"n/10,100"`` (at most 100). If not given 20, and 100 under a budget.
         budget: the most senses of all tokens together, 5000, or the size of the dictionary's file with senses in
@@ -81,8 +85,8 @@ def build_dictionary(
         codes: so many vectors a level that all tokens share: what the best sense leaves of a hidden state is put together from
             them (residual vector quantization). With ``max_senses=1``, a small dictionary that still tells contexts apart.
         code_levels: how many such vectors a state takes, one of each level.
-        metric: how a hidden state will pick a sense: ``"l2"``, ``"cosine"`` or ``"dot"`` (the paper's).
-        method: ``"kmeans"``, ``"spherical_kmeans"``, ``"markov"``, ``"markov_full"`` or ``"paper"``; see
+        metric: how a hidden state will pick a sense: ``"l2"`` (the default), ``"cosine"`` or ``"dot"`` (the paper's).
+        method: ``"kmeans"`` (the default), ``"spherical_kmeans"``, ``"markov"``, ``"markov_full"`` or ``"paper"``; see
             ``hf_sense.clustering``.
         min_occurrences: tokens with fewer keep each of their vectors as a sense.
         min_count: tokens that occur fewer times in the texts get no senses, and keep their contextual embedding where
@@ -105,6 +109,8 @@ def build_dictionary(
         ValueError: before long work, if an option or the corpus does not fit; later, if the teacher gives NaN or infinity,
             with the text that caused it.
     """
+    settings = settings_of(recipe, metric=metric, method=method)
+    metric, method = settings["metric"], settings["method"]
     check_metric(metric)
     check_codes(codes, code_levels)
     if max_senses is None:

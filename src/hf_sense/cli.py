@@ -46,6 +46,14 @@ class DtypeName(str, Enum):
     int8 = "int8"
 
 
+class RecipeName(str, Enum):
+    """Named settings of a build."""
+
+    default = "default"
+    paper = "paper"
+    words = "words"
+
+
 class MetricName(str, Enum):
     """How a hidden state picks a sense."""
 
@@ -109,6 +117,13 @@ def build(
         str, typer.Option(help="Column of the texts; two, with a comma between, for pairs.")
     ] = "text",
     split: Annotated[str, typer.Option(help="Split of the data set.")] = "train",
+    recipe: Annotated[
+        RecipeName,
+        typer.Option(
+            help="What --metric and --method are where they are not given: l2 and kmeans; dot and the paper's method; or, "
+            "for the meanings of words, cosine and spherical_kmeans."
+        ),
+    ] = RecipeName.default,
     max_senses: Annotated[
         str | None,
         typer.Option(help='Most senses a token: a number, "n/10", "sqrt", or "n/10,100"; 20, with --budget 100.'),
@@ -118,8 +133,10 @@ def build(
     ] = None,
     codes: Annotated[int | None, typer.Option(help="Codes a level, shared by all tokens; none if not given.")] = None,
     code_levels: Annotated[int, typer.Option(help="Codes that a hidden state takes, one a level.")] = 1,
-    metric: Annotated[MetricName, typer.Option(help="How a hidden state picks a sense.")] = MetricName.l2,
-    method: Annotated[MethodName, typer.Option(help="How a token's vectors are clustered.")] = MethodName.kmeans,
+    metric: Annotated[MetricName | None, typer.Option(help="How a hidden state picks a sense. By default l2.")] = None,
+    method: Annotated[
+        MethodName | None, typer.Option(help="How a token's vectors are clustered. By default kmeans.")
+    ] = None,
     min_occurrences: Annotated[int, typer.Option(help="Tokens with fewer keep each vector as a sense.")] = 1,
     min_count: Annotated[int, typer.Option(help="Tokens that occur fewer times get no senses.")] = 1,
     max_occurrences: Annotated[int, typer.Option(help="Distinct occurrences of a token that are sampled.")] = 1000,
@@ -156,12 +173,13 @@ def build(
         source,
         texts,
         text_column=column,
+        recipe=recipe.value,
         max_senses=int(max_senses) if max_senses and max_senses.isdigit() else max_senses,
         budget=int(budget) if budget and budget.isdigit() else budget,
         codes=codes,
         code_levels=code_levels,
-        metric=metric.value,
-        method=method.value,
+        metric=metric and metric.value,
+        method=method and method.value,
         min_occurrences=min_occurrences,
         min_count=min_count,
         max_occurrences=max_occurrences,

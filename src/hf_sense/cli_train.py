@@ -25,6 +25,13 @@ class AttentionName(str, Enum):
     causal = "causal"
 
 
+class BackboneName(str, Enum):
+    """Students without a transformer."""
+
+    selector = "selector"
+    context = "context"
+
+
 def distill(
     context: typer.Context,
     teacher: Annotated[str, typer.Option(help="The model that the dictionary was built with; it knows the adapters.")],
@@ -33,14 +40,27 @@ def distill(
     output: Annotated[Path, typer.Option(help="Folder for the student.")],
     text_column: Annotated[str, typer.Option(help="Column of the texts.")] = "text",
     split: Annotated[str, typer.Option(help="Split of the data set.")] = "train",
-    num_hidden_layers: Annotated[int, typer.Option(help="The student keeps the teacher's first so many layers.")] = 2,
+    num_hidden_layers: Annotated[
+        int | None, typer.Option(help="The student keeps the teacher's first so many layers. By default 2.")
+    ] = None,
+    backbone: Annotated[
+        BackboneName | None,
+        typer.Option(help="A student without a transformer instead; see docs/howto-small-students.md."),
+    ] = None,
+    hidden_size: Annotated[int | None, typer.Option(help="Of that one's embeddings and states. By default 64.")] = None,
+    window: Annotated[int | None, typer.Option(help="Tokens that it sees around each, odd. By default 3.")] = None,
     pooling: Annotated[str, typer.Option(help="How the student makes a text's vector.")] = "frequency",
     label_column: Annotated[str | None, typer.Option(help="Also fit a linear classifier on this column.")] = None,
 ) -> None:
     """Distil a student that chooses the teacher's senses.
 
-    Any field of SenseDistillationConfig is an option too, for example --learning-rate 1e-3 --max-steps 900.
+    Any field of SenseDistillationConfig is an option too, for example --learning-rate 1e-3 --max-steps 900. A context table
+    learns the teacher's states, so --backbone context sets --sense-weight 0 and --mse-weight 1 where they are not given.
     """
+    if backbone is not None and num_hidden_layers is not None:
+        fail(f"Give --num-hidden-layers or --backbone, not both: the {backbone.value} has no layers of the teacher.")
+    if backbone is None and (hidden_size, window) != (None, None):
+        fail("--hidden-size and --window are for --backbone selector or context: a teacher's layers have their own.")
     check_output(output)
     check_model(teacher)
     data, _ = load(dataset, split, text_column)
@@ -55,12 +75,15 @@ def distill(
 
     register()
     fields = _config_fields(context.args, SenseDistillationConfig, "distill")
+    if backbone is BackboneName.context:
+        fields = {"sense_weight": 0.0, "mse_weight": 1.0} | fields
+    shape: dict[str, Any] = {"num_hidden_layers": num_hidden_layers or 2}
+    if backbone is not None:
+        shape = {"backbone": backbone.value, "hidden_size": hidden_size, "window": window}
     args = SenseDistillationConfig(output_dir=str(output), text_column=text_column, **fields)
     senses = SenseDictionary.from_pretrained(dictionary)
     loaded = teacher_of(senses, teacher)
-    student = SenseModelForSequenceClassification.from_teacher(
-        loaded, senses, num_hidden_layers=num_hidden_layers, pooling=pooling
-    )
+    student = SenseModelForSequenceClassification.from_teacher(loaded, senses, pooling=pooling, **shape)
     trainer = SenseDistillationTrainer(student, args, teacher=loaded, train_dataset=data)
     from transformers.trainer_utils import get_last_checkpoint
 
@@ -160,15 +183,24 @@ def _check_checkpoint(folder: Path, student: Any) -> None:
         json.loads((folder / "config.json").read_text(encoding="utf-8")) if (folder / "config.json").is_file() else {}
     )
     mine = json.loads(student.config.to_json_string(use_diff=False))
-    layers = [config.get("backbone_config", {}).get("num_hidden_layers") for config in (saved, mine)]
-    senses = [config.get("dictionary_fingerprint") for config in (saved, mine)]
-    if saved and (layers[0] != layers[1] or senses[0] != senses[1]):
+    mine, theirs = _named_shape(mine), _named_shape(saved)
+    if saved and mine != theirs:
         fail(
-            f"{folder.parent} holds the checkpoints of another student: {layers[0]} layers and dictionary {senses[0]}; now "
-            f"{layers[1]} layers and {senses[1]}. Give another --output, or remove that one."
+            f"{folder.parent} holds the checkpoints of another student: {theirs}; now {mine}. Give another --output, or remove "
+            "that one."
         )
     if state["global_step"] >= state["max_steps"] and (folder.parent / "config.json").is_file():
         fail(
             f"{folder.parent} holds a student whose training ended after {state['global_step']} steps. Give another --output, "
             "or remove that one to train again."
         )
+
+
+def _named_shape(config: dict[str, Any]) -> str:
+    """What of a student's configuration its weights depend on, in words."""
+    backbone = config.get("backbone_config", {})
+    body = f"{backbone.get('num_hidden_layers')} layers"
+    if backbone.get("model_type") == "sense_context_network":
+        kind = "context table" if config.get("selection") == "none" else "selector"
+        body = f"a {kind} of width {backbone['hidden_size']} and window {backbone['window']}"
+    return f"{body} and dictionary {config.get('dictionary_fingerprint')}"

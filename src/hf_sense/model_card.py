@@ -118,6 +118,13 @@ def model_card(
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
+def body_facts(config: Any) -> dict[str, Any]:
+    """What a student's card says of its backbone: its layers, or width and window of a network that has none."""
+    if config.model_type == "sense_context_network":
+        return {"backbone": "context network, no transformer", "width": config.hidden_size, "window": config.window}
+    return {"layers": config.num_hidden_layers}
+
+
 def _front_matter(name: str, teacher: dict[str, Any] | None, tags: list[str], provenance: Provenance) -> str:
     base = (teacher or {}).get("name")
     results = [

@@ -20,7 +20,7 @@ from hf_sense.charts import draw_histogram, figure_class_for_files
 from hf_sense.configuration_sense import STUB_FILE, SenseConfig
 from hf_sense.dictionary import SenseDictionary
 from hf_sense.folders import JSON_NAME
-from hf_sense.model_card import Provenance, dictionary_card, model_card, write_card
+from hf_sense.model_card import Provenance, body_facts, dictionary_card, model_card, write_card
 
 if TYPE_CHECKING:
     from hf_sense.modeling_sense import SensePreTrainedModel
@@ -203,7 +203,7 @@ def push_model(
             tokenizer.save_pretrained(folder)
         picture = _picture(model.sense_table.offsets.cpu(), folder)
         facts = {
-            "layers": config.get_text_config().num_hidden_layers,
+            **body_facts(config.get_text_config()),
             "parameters": model.num_parameters(),
             "senses": config.num_senses,
             "codes": f"{config.code_levels} x {config.num_codes}" if config.code_levels else None,

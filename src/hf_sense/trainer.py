@@ -24,7 +24,7 @@ from hf_sense.folders import check_keeps_classifier
 from hf_sense.fused import choose_senses, sense_loss
 from hf_sense.hub import explained
 from hf_sense.losses import code_losses, state_losses
-from hf_sense.model_card import Provenance, model_card, write_card
+from hf_sense.model_card import Provenance, body_facts, model_card, write_card
 from hf_sense.modeling_sense import SensePreTrainedModel
 from hf_sense.publishing import auto_class_of, copy_companions, pin_dictionary
 from hf_sense.replaced_losses import replaced_loss
@@ -285,7 +285,7 @@ class SenseDistillationTrainer(Trainer):
         config = self.student.config
         last: dict[str, Any] = next((logs for logs in reversed(self.state.log_history) if "eval_agreement" in logs), {})
         facts = {
-            "layers": config.get_text_config().num_hidden_layers,
+            **body_facts(config.get_text_config()),
             "parameters": self.student.num_parameters(),
             "senses": config.num_senses,
             "codes": f"{config.code_levels} x {config.num_codes}" if config.code_levels else None,

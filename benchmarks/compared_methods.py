@@ -1,0 +1,71 @@
+"""What ``compare.py`` sets side by side: the recipes, with the settings that are tried for each. They are made elsewhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from compared_students import BOTH, COSINE, SENSES, SOFT_TARGETS, SQUARED_ERROR, ContextTable, Student
+from compared_ways import FEWER, HARD, OURS, PAPER, SOFT, InTeacher, Model2Vec, Recipe, TableOfMeans, TfIdf
+
+
+def _layers(number: int) -> tuple[Student, ...]:
+    few = "1 layer" if number == 1 else f"{number} layers"
+    rates = tuple({"learning_rate": rate} for rate in (1e-3, 2e-3, 4e-3))  # as long as the next is better
+    own: dict[str, Any] = {"grid": rates, "shape": {"num_hidden_layers": number}}
+    if number > 1:  # the learning rates are those of one layer
+        own |= {"only": ("Banking77",), "at_most": 1}
+    once = own | {"at_most": 1}
+    return (
+        Student(f"{few}, senses", losses=SENSES,
+                selections={f"{few}, senses, hard": "hard", f"{few}, senses, soft": "soft"}, **own),
+        Student(f"{few}, senses and squared error", losses=BOTH,
+                selections={f"{few}, senses and squared error": "none", f"{few}, senses and squared error, soft": "soft"}, **own),
+        Student(f"{few}, squared error", losses=SQUARED_ERROR,
+                selections={f"{few}, squared error": "none", f"{few}, squared error, its senses": "soft"}, **own),
+        Student(f"{few}, cosine", losses=COSINE, selections={f"{few}, cosine": "none"}, **own),
+        Student(f"{few}, soft targets", losses=SOFT_TARGETS, selections={f"{few}, soft targets": "soft"}, **once),
+        Student(f"{few}, paper's recipe", losses=SENSES, senses=PAPER,
+                selections={f"{few}, paper's recipe": "hard"}, **once),
+    )  # fmt: skip
+
+
+def _small(kind: type[Student], name: str, size: int, **more: Any) -> Student:
+    return kind(
+        f"{name}, {size}", shape={"backbone": name.split()[0], "hidden_size": size},
+        grid=tuple({"learning_rate": rate} for rate in (5e-3, 1e-2)), **more,
+    )  # fmt: skip
+
+
+RECIPES: tuple[Recipe, ...] = (
+    InTeacher("teacher", senses={"teacher": None}),
+    InTeacher(
+        "senses in the teacher",
+        senses={
+            "teacher, paper's recipe": (PAPER, HARD),
+            "teacher, 20 senses, hard": (OURS, HARD),
+            "teacher, 20 senses, soft": (OURS, SOFT),
+        },
+    ),
+    InTeacher(
+        "fewer senses in the teacher",
+        senses={f"teacher, {k} senses, hard": ({"max_senses": k, "metric": "l2"}, HARD) for k in FEWER},
+    ),
+    TableOfMeans("table of means"),
+    Model2Vec(
+        "model2vec",
+        grid=tuple({"pca_dims": d, "sif_coefficient": a} for d in (256, 384) for a in (1e-4, 1e-3)),
+    ),
+    TfIdf("TF-IDF", grid=({"sublinear_tf": True}, {"sublinear_tf": True, "ngram_range": (1, 2), "max_features": 4000})),
+    *(_small(ContextTable, "context table", size) for size in (64, 128)),
+    *(_small(Student, "selector", size, selections={f"selector, {size}": "soft"}) for size in (64, 128)),
+    *_layers(1),
+    *_layers(2),
+)  # fmt: skip
+# Whose settings a recipe takes that is not tuned itself.
+AS = {
+    "fewer senses in the teacher": "senses in the teacher",
+    "context table, 128": "context table, 64",
+    "selector, 128": "selector, 64",
+    **{one.name: one.name.replace("2 layers", "1 layer") for one in _layers(2)},
+}
+ROW_AS = {f"teacher, {k} senses, hard": "teacher, 20 senses, hard" for k in FEWER}

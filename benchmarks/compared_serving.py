@@ -1,0 +1,115 @@
+"""What it takes to serve the ways of ``compare.py``: megabytes to keep, and texts a second over the teacher's.
+
+Weights do not change either, so nothing is trained here. Ways take turns in one process, from texts to vectors, on one thread.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from banking77 import MAX_LENGTH
+from compared_methods import RECIPES
+from compared_students import ContextTable, Student
+from compared_texts import BATCH
+from compared_ways import FEWER, OURS, PAPER, Workshop, in_teacher, static_model
+from measure import by_turns, ratios, spread
+from small_students import megabytes
+
+from hf_sense import SenseModel
+from hf_sense.corpus import encode_corpus
+from hf_sense.pooling import pool
+from hf_sense.small_students import token_mean_dictionary
+
+TEXTS = 256
+Answer = Callable[[list[str]], Any]
+
+
+def serve(shop: Workshop, results: Any, rounds: int) -> dict[str, Any]:
+    """By row: MB as saved and in float16, and if rounds are asked for texts a second and how many times the teacher's."""
+    figures: dict[str, Any] = {}
+    ways: dict[str, Answer] = {}
+    for row, answer, sizes in _served(shop, results, layers=rounds > 0):
+        figures[row] = sizes
+        ways[row] = answer
+    texts = (shop.texts.test.texts * TEXTS)[:TEXTS]
+    if rounds:
+        seconds = by_turns({row: lambda way=way: way(texts) for row, way in ways.items()}, rounds)
+        for row, own in seconds.items():
+            figures[row]["texts_per_second"] = len(texts) / statistics.median(own)
+            figures[row]["times"] = spread(ratios(seconds["teacher"], own))
+    return figures
+
+
+def _served(shop: Workshop, results: Any, layers: bool) -> Any:
+    teacher = shop.teacher
+    yield "teacher", _reading(shop, lambda batch: teacher.hidden_states(**batch)), megabytes(teacher.model)
+    whole = {"teacher, 20 senses, hard": (OURS, "hard"), "teacher, 20 senses, soft": (OURS, "soft"),
+             "teacher, paper's recipe": (PAPER, "hard")}  # fmt: skip
+    for row, (options, selection) in whole.items():
+        model = SenseModel.from_teacher(teacher, shop.dictionary(**options), selection=selection)
+        yield row, _of(shop, model), megabytes(model) | _alone(shop, options)
+    for k in FEWER:
+        options = {"max_senses": k, "metric": "l2"}
+        model = SenseModel.from_teacher(teacher, shop.dictionary(**options), selection="hard")
+        yield f"teacher, {k} senses, hard", _of(shop, model), megabytes(model) | _alone(shop, options)
+    table = token_mean_dictionary(shop.dictionary(**OURS))
+    means = in_teacher(shop, {"max_senses": 1, "metric": "l2"})
+    means.table.fill(table, torch.float32, outside=False)
+    reading = _reading(shop, lambda batch: means.table.token_means(batch["input_ids"]))
+    yield "table of means", reading, megabytes(table)
+    for recipe in RECIPES:
+        if isinstance(recipe, ContextTable):
+            for row, fields in zip(recipe.row_names, ({}, {"sense_dtype": "int8"})):
+                model = recipe.model(shop, **fields)
+                yield row, _of(shop, model), megabytes(model)
+        elif isinstance(recipe, Student) and (layers or "backbone" in recipe.shape):
+            model = recipe.model(shop)
+            for row, selection in recipe.selections.items():
+                model.config.selection = selection
+                bare = selection == "none" and "num_hidden_layers" in recipe.shape
+                served = model.fold() if recipe.shape.get("backbone") == "selector" else model
+                # Continuous states need no senses beside the layers.
+                yield row, _of(shop, served), megabytes(model.backbone if bare else served)
+    settings = results.settings_of(next(one for one in RECIPES if one.name == "model2vec"))
+    try:
+        static = static_model(shop, **settings)
+    except ImportError:
+        return
+    folder = shop.work / f"model2vec-{settings['pca_dims']}-{settings['sif_coefficient']}"
+    size = sum(path.stat().st_size for path in Path(folder).glob("*.safetensors")) / 1e6
+    kept = {"MB as saved": size, "MB float16": size * 2 / static.embedding.dtype.itemsize}
+    yield "model2vec", lambda texts: static.encode(texts, max_length=MAX_LENGTH, use_multiprocessing=False), kept
+
+
+def _alone(shop: Workshop, options: dict[str, Any]) -> dict[str, float]:
+    return {f"dictionary, {name}": size for name, size in megabytes(shop.dictionary(**options)).items()}
+
+
+def _of(shop: Workshop, model: Any) -> Answer:
+    selection = model.config.selection
+
+    def states(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        model.config.selection = selection  # rows of one student share the model
+        return model(**batch).last_hidden_state
+
+    return _reading(shop, states)
+
+
+def _reading(shop: Workshop, states: Callable[[dict[str, torch.Tensor]], torch.Tensor]) -> Answer:
+    tokenizer = shop.teacher.tokenizer
+
+    @torch.inference_mode()
+    def answer(texts: list[str]) -> np.ndarray:
+        corpus = encode_corpus(texts, tokenizer, MAX_LENGTH, quiet=True, disable_tqdm=True)
+        found = []
+        for rows in corpus.batches(BATCH):
+            batch = corpus.padded(rows, tokenizer.pad_token_id)
+            found.append(pool(states(batch), batch["attention_mask"], "mean").numpy())
+        return np.concatenate(found)
+
+    return answer
