@@ -87,6 +87,11 @@ class Results:
         ]
         return statistics.mean(found) if found else None
 
+    def chosen_on(self, recipe: Recipe) -> list[str]:
+        """The data sets whose held-out texts chose."""
+        name = AS.get(recipe.name, recipe.name)
+        return [t for t in TUNED if job_key("dev", t, name, self.settings_of(recipe), 0) in self.all["jobs"]]
+
     def pooling_of(self, recipe: Recipe, row: str) -> str:
         """The pooling that did better for this row on the development split."""
         like = next(one for one in RECIPES if one.name == AS.get(recipe.name, recipe.name))
@@ -101,6 +106,8 @@ class Results:
 
 class Comparison:
     """The run: which jobs there are, and what each needs."""
+
+    draws = 10
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
@@ -124,7 +131,7 @@ class Comparison:
         return self.shops[stage, name]
 
     def text_set(self, name: str, dev: bool = False) -> TextSet:
-        return TextSet(name, self.options.data, self.teacher, self.options.work, dev, self.options.most)
+        return TextSet(name, self.options.data, self.teacher, self.options.work, dev, self.options.most, self.draws)
 
     def jobs(self) -> Iterator[tuple[str, str, Recipe, dict[str, Any], int]]:
         """Stage, texts, recipe, settings and seed of each job; what was chosen is looked up when its turn comes."""
@@ -252,6 +259,7 @@ def main() -> None:
             recipe.name: {
                 "settings": results.settings_of(recipe),
                 "poolings": {row: results.pooling_of(recipe, row) for row in recipe.row_names},
+                "on": results.chosen_on(recipe),
             }
             for recipe in RECIPES
         }

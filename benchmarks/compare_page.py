@@ -80,6 +80,11 @@ class Figures:
         own, whole = self.of_four(row, kind), self.of_four(TEACHER, kind)
         return None if own is None or whole is None else 100 * own / whole
 
+    def measured(self, row: str) -> str:
+        """With how many seeds, over data sets; empty if not at all."""
+        numbers = sorted({number for texts in SETS if (number := len(self.scores(row, texts)))})
+        return " to ".join(map(str, dict.fromkeys([*numbers[:1], *numbers[-1:]])))
+
     def known(self, row: str) -> bool:
         """Whether a recipe makes it."""
         return row in self.recipe_of
@@ -104,21 +109,22 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def accuracy_table(figures: Figures, kind: str) -> str:
-    """All rows, by group; the best of each group in each column is bold."""
-    columns: list[tuple[str, Any]] = [(texts, lambda row, t=texts: figures.score(row, t, kind)) for texts in SETS]
+    """All rows that were measured, by group; the best of each group in each column is bold."""
+    sets = [texts for texts in SETS if figures.score(TEACHER, texts, kind) is not None]
+    columns: list[tuple[str, Any]] = [(texts, lambda row, t=texts: figures.score(row, t, kind)) for texts in sets]
     columns += [
         ("mean of four", lambda row: figures.of_four(row, kind)),
         ("% of teacher", lambda row: figures.kept(row, kind)),
     ]
     rows = []
     for pooling in ("mean", "frequency"):
-        own = [figures.score(TEACHER, texts, kind, pooling) for texts in SETS]
-        four = figures.of_four(TEACHER, kind, pooling)
-        whole = figures.of_four(TEACHER, kind)
+        own = [figures.score(TEACHER, texts, kind, pooling) for texts in sets]
+        four, whole = figures.of_four(TEACHER, kind, pooling), figures.of_four(TEACHER, kind)
         share = None if four is None or whole is None else 100 * four / whole
-        rows.append([f"teacher, {pooling} pooling", *map(shown, own), shown(four), shown(share, 1)])
-    for title, names in GROUPS.items():
-        rows.append([f"*{title}*", *[""] * len(columns)])
+        rows.append([f"teacher, {pooling} pooling", *map(shown, own), shown(four), shown(share, 1), ""])
+    for title, group in GROUPS.items():
+        names = [name for name in group if figures.known(name) and figures.measured(name)]
+        rows += [[f"*{title}*", *[""] * (len(columns) + 1)]] if names else []
         best = [max((v for name in names if (v := value(name)) is not None), default=None) for _, value in columns]
         for name in names:
             cells = []
@@ -126,8 +132,8 @@ def accuracy_table(figures: Figures, kind: str) -> str:
                 own = value(name)
                 text = shown(own, 1 if column == "% of teacher" else 2)
                 cells.append(f"**{text}**" if own is not None and own == top else text)
-            rows.append([name, *cells])
-    return table(["", *(name for name, _ in columns)], rows)
+            rows.append([name, *cells, figures.measured(name)])
+    return table(["", *(name for name, _ in columns), "seeds"], rows)
 
 
 def pair_table(results: dict[str, Any], kind: str) -> str:
@@ -135,6 +141,8 @@ def pair_table(results: dict[str, Any], kind: str) -> str:
     rows = []
     for pair, kinds in results["compared"].items():
         one, other = pair.split(" | ")
+        if not kinds[kind]:
+            continue
         cells = []
         for texts in (*SETS, "mean of four"):
             own = kinds[kind].get(texts)
@@ -176,7 +184,7 @@ def two_layer_table(figures: Figures) -> str:
             probe = [figures.score(row.replace("2 layers", n), "Banking77", "probe") for n in ("1 layer", "2 layers")]
             rows.append([row.removeprefix("2 layers, "), *map(shown, few), *map(shown, probe)])
     head = ["Banking77, one seed of two layers", "1 layer, few labels", "2 layers", "1 layer, all labels", "2 layers"]
-    return table(head, rows)
+    return table(head, rows) if rows else ""
 
 
 def foreign_table(figures: Figures) -> str:
@@ -209,8 +217,10 @@ def chosen_table(figures: Figures) -> str:
     rows = []
     for recipe, one in figures.results["chosen"].items():
         settings = ", ".join(f"{name} {value}" for name, value in one["settings"].items()) or "-"
-        rows.append([recipe, settings, ", ".join(sorted(set(one["poolings"].values())))])
-    return table(["", "settings", "pooling"], rows)
+        if not any(figures.measured(row) for row in one["poolings"]):
+            continue
+        rows.append([recipe, settings, ", ".join(sorted(set(one["poolings"].values()))), ", ".join(one["on"]) or "-"])
+    return table(["", "settings", "pooling", "held-out texts of"], rows)
 
 
 def pooling_table(figures: Figures) -> str:

@@ -32,7 +32,7 @@ def _layers(number: int) -> tuple[Student, ...]:
 def _small(kind: type[Student], name: str, size: int, **more: Any) -> Student:
     return kind(
         f"{name}, {size}", shape={"backbone": name.split()[0], "hidden_size": size},
-        grid=tuple({"learning_rate": rate} for rate in (5e-3, 1e-2)), **more,
+        grid=tuple({"learning_rate": rate} for rate in (2.5e-3, 5e-3, 1e-2)), **more,
     )  # fmt: skip
 
 

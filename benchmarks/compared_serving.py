@@ -16,7 +16,7 @@ from banking77 import MAX_LENGTH
 from compared_methods import RECIPES
 from compared_students import ContextTable, Student
 from compared_texts import BATCH
-from compared_ways import FEWER, OURS, PAPER, Workshop, in_teacher, static_model
+from compared_ways import FEWER, OURS, PAPER, Workshop, in_teacher, model2vec_folder, static_model
 from measure import by_turns, ratios, spread
 from small_students import megabytes
 
@@ -80,7 +80,7 @@ def _served(shop: Workshop, results: Any, layers: bool) -> Any:
         static = static_model(shop, **settings)
     except ImportError:
         return
-    folder = shop.work / f"model2vec-{settings['pca_dims']}-{settings['sif_coefficient']}"
+    folder = model2vec_folder(shop, **settings)
     size = sum(path.stat().st_size for path in Path(folder).glob("*.safetensors")) / 1e6
     kept = {"MB as saved": size, "MB float16": size * 2 / static.embedding.dtype.itemsize}
     yield "model2vec", lambda texts: static.encode(texts, max_length=MAX_LENGTH, use_multiprocessing=False), kept

@@ -33,7 +33,6 @@ SETS = {
 }
 FOUR = ("Banking77", "emotion", "SST-2", "CoLA")
 POOLINGS = ("mean", "frequency")
-DRAWS = 10
 BATCH = 64
 
 Batch = dict[str, torch.Tensor]
@@ -103,12 +102,20 @@ class TextSet:
         work: where its states are kept.
         dev: measure on a fifth of the train texts, which then are no train texts.
         most: so many texts of each part at most.
+        draws: of labelled texts.
     """
 
     def __init__(
-        self, name: str, data: Path, teacher: Teacher, work: Path, dev: bool = False, most: int | None = None
+        self,
+        name: str,
+        data: Path,
+        teacher: Teacher,
+        work: Path,
+        dev: bool = False,
+        most: int | None = None,
+        draws: int = 10,
     ) -> None:
-        self.name, self.dev, self.tokenizer = name, dev, teacher.tokenizer
+        self.tokenizer, self.draws = teacher.tokenizer, draws
         folder, test, self.shots = SETS[name]
         self.kept = KeptStates()
         parts = {split: _read(data / folder, split)[:most] for split in ("train", test)}
@@ -169,7 +176,7 @@ class TextSet:
     def hits(self, train: Any, test: Any, probe: bool) -> tuple[np.ndarray, np.ndarray | None]:
         """Which test texts are classified rightly: few-shot, bool ``(draws, texts)``, and by all train labels ``(texts,)``."""
         labels = self.train.labels, self.test.labels
-        shot = few_shot_hits(train, labels[0], test, labels[1], samples_per_label=self.shots, draws=DRAWS)
+        shot = few_shot_hits(train, labels[0], test, labels[1], samples_per_label=self.shots, draws=self.draws)
         if not probe:
             return shot, None
         names, ids = numbered(labels[0])

@@ -177,12 +177,17 @@ class Model2Vec(Recipe):
         return {self.name: {POOLINGS[0]: vectors}}
 
 
+def model2vec_folder(shop: Workshop, pca_dims: int, sif_coefficient: float) -> Path:
+    """Where it lies: it is of no texts, so that all data sets share it."""
+    return shop.work.parent.parent / f"model2vec-{pca_dims}-{sif_coefficient}"
+
+
 def static_model(shop: Workshop, pca_dims: int, sif_coefficient: float) -> Any:
     """Made once for these settings, and kept in the work folder."""
     from model2vec import StaticModel
     from model2vec.distill import distill_from_model
 
-    folder = shop.work / f"model2vec-{pca_dims}-{sif_coefficient}"
+    folder = model2vec_folder(shop, pca_dims, sif_coefficient)
     if not folder.is_dir():
         fresh = load_teacher(shop.teacher.name)  # its embeddings are cut to the tokenizer's size in place
         static = distill_from_model(

@@ -79,6 +79,8 @@ def students() -> tuple[Student, ...]:
 class Defaults(Comparison):
     """The same jobs, of other recipes, on the development split alone."""
 
+    draws = 5  # the same for all that is compared
+
     def jobs(self) -> Iterator[tuple[str, str, Recipe, dict[str, Any], int]]:
         for names, recipes in ((IN_TEACHER, in_teacher()), (STUDENTS, students())):
             for texts in names:
