@@ -41,11 +41,11 @@ RECIPES: tuple[Recipe, ...] = (
     InTeacher(
         "senses in the teacher",
         senses={
-            "teacher, paper's recipe": (PAPER, HARD),
             "teacher, 20 senses, hard": (OURS, HARD),
             "teacher, 20 senses, soft": (OURS, SOFT),
         },
     ),
+    InTeacher("paper's recipe in the teacher", senses={"teacher, paper's recipe": (PAPER, HARD)}),
     InTeacher(
         "fewer senses in the teacher",
         senses={f"teacher, {k} senses, hard": ({"max_senses": k, "metric": "l2"}, HARD) for k in FEWER},

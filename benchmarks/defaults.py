@@ -42,12 +42,11 @@ def in_teacher() -> tuple[InTeacher, ...]:
             markov={"method": "markov", "max_senses": 1000},
             paper={"method": "paper"},
         ),
-        "max_senses": _dictionaries(**{str(k): {"max_senses": k} for k in (1, 2, 5, 10, 20, 50, "n/10,100", "sqrt,50")}),
+        "max_senses": _dictionaries(**{str(k): {"max_senses": k} for k in (1, 5, 20, 50, "n/10,100")}),
         "special_tokens": _dictionaries(replaced={}, **{"as they are": {"special_tokens": False}}),
-        "max_occurrences": _dictionaries(**{str(n): {"max_occurrences": n} for n in (100, 300, 1000, 3000)}),
-        "restarts": _dictionaries(**{str(n): {"restarts": n} for n in (1, 4)}),
+        "max_occurrences": _dictionaries(**{str(n): {"max_occurrences": n} for n in (100, 1000)}),
         "selection": {"hard": (OURS, HARD)}
-        | {f"soft, temperature x {x:g}": (OURS, SOFT | {"temperature_times": x}) for x in (0.25, 0.5, 1, 2, 4)},
+        | {f"soft, temperature x {x:g}": (OURS, SOFT | {"temperature_times": x}) for x in (0.5, 1, 2)},
     }  # fmt: skip
     return (
         InTeacher("the teacher's own states", senses={"continuous": None}),
