@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from compared_students import BOTH, COSINE, SENSES, SOFT_TARGETS, SQUARED_ERROR, ContextTable, Student
-from compared_ways import FEWER, HARD, OURS, PAPER, SOFT, InTeacher, Model2Vec, Recipe, TableOfMeans, TfIdf
+from compared_ways import CODES, FEWER, HARD, OURS, PAPER, SOFT, InTeacher, Model2Vec, Recipe, TableOfMeans, TfIdf
 
 
 def _layers(number: int) -> tuple[Student, ...]:
@@ -29,9 +29,9 @@ def _layers(number: int) -> tuple[Student, ...]:
     )  # fmt: skip
 
 
-def _small(kind: type[Student], name: str, size: int, **more: Any) -> Student:
+def _small(kind: type[Student], name: str, size: int, named: str | None = None, **more: Any) -> Student:
     return kind(
-        f"{name}, {size}", shape={"backbone": name.split()[0], "hidden_size": size},
+        named or f"{name}, {size}", shape={"backbone": name.split()[0], "hidden_size": size},
         grid=tuple({"learning_rate": rate} for rate in (2.5e-3, 5e-3, 1e-2)), **more,
     )  # fmt: skip
 
@@ -50,6 +50,10 @@ RECIPES: tuple[Recipe, ...] = (
         "fewer senses in the teacher",
         senses={f"teacher, {k} senses, hard": ({"max_senses": k, "metric": "l2"}, HARD) for k in FEWER},
     ),
+    InTeacher(
+        "codes in the teacher",
+        senses={f"teacher, {name}, int8": (options, HARD) for name, options in CODES.items()},
+    ),
     TableOfMeans("table of means"),
     Model2Vec(
         "model2vec",
@@ -58,6 +62,8 @@ RECIPES: tuple[Recipe, ...] = (
     TfIdf("TF-IDF", grid=({"sublinear_tf": True}, {"sublinear_tf": True, "ngram_range": (1, 2), "max_features": 4000})),
     *(_small(ContextTable, "context table", size) for size in (64, 128)),
     *(_small(Student, "selector", size, selections={f"selector, {size}": "soft"}) for size in (64, 128)),
+    _small(Student, "selector", 64, named="selector, codes, 64", senses=CODES["means + 2 x 256 codes"],
+           selections={"selector, codes, 64": "soft"}),
     *_layers(1),
     *_layers(2),
 )  # fmt: skip

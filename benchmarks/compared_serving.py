@@ -16,7 +16,7 @@ from banking77 import MAX_LENGTH
 from compared_methods import RECIPES
 from compared_students import ContextTable, Student
 from compared_texts import BATCH
-from compared_ways import FEWER, OURS, PAPER, Workshop, in_teacher, model2vec_folder, static_model
+from compared_ways import CODES, FEWER, OURS, PAPER, Workshop, in_teacher, model2vec_folder, static_model
 from measure import by_turns, ratios, spread
 from small_students import megabytes
 
@@ -53,10 +53,10 @@ def _served(shop: Workshop, results: Any, layers: bool) -> Any:
     for row, (options, selection) in whole.items():
         model = SenseModel.from_teacher(teacher, shop.dictionary(**options), selection=selection)
         yield row, _of(shop, model), megabytes(model) | _alone(shop, options)
-    for k in FEWER:
-        options = {"max_senses": k, "metric": "l2"}
+    fewer = {f"{k} senses, hard": {"max_senses": k, "metric": "l2"} for k in FEWER}
+    for name, options in (fewer | {f"{name}, int8": options for name, options in CODES.items()}).items():
         model = SenseModel.from_teacher(teacher, shop.dictionary(**options), selection="hard")
-        yield f"teacher, {k} senses, hard", _of(shop, model), megabytes(model) | _alone(shop, options)
+        yield f"teacher, {name}", _of(shop, model), megabytes(model) | _alone(shop, options)
     table = token_mean_dictionary(shop.dictionary(**OURS))
     means = in_teacher(shop, {"max_senses": 1, "metric": "l2"})
     means.table.fill(table, torch.float32, outside=False)
@@ -87,7 +87,11 @@ def _served(shop: Workshop, results: Any, layers: bool) -> Any:
 
 
 def _alone(shop: Workshop, options: dict[str, Any]) -> dict[str, float]:
-    return {f"dictionary, {name}": size for name, size in megabytes(shop.dictionary(**options)).items()}
+    dictionary = shop.dictionary(**options)
+    sizes = megabytes(dictionary)
+    if dictionary.dtype == torch.int8:  # what is int8 stays so
+        sizes["MB float16"] = sizes["MB as saved"]
+    return {f"dictionary, {name}": size for name, size in sizes.items()}
 
 
 def _of(shop: Workshop, model: Any) -> Answer:

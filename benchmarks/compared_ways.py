@@ -30,6 +30,12 @@ OURS = {"max_senses": 20, "metric": "l2"}
 PAPER = {"max_senses": 20, "method": "paper", "metric": "dot"}
 HARD, SOFT = {"selection": "hard"}, {"selection": "soft"}
 FEWER = (2, 5, "n/10,100")
+CODES: dict[str, dict[str, Any]] = {
+    f"means + {levels} x {codes} codes": {
+        "max_senses": 1, "codes": codes, "code_levels": levels, "metric": "l2", "dtype": torch.int8,
+    }
+    for levels, codes in ((1, 1024), (2, 256))
+}  # fmt: skip
 STEPS = 600  # of 32 texts, for every student with layers
 EPOCHS = 6  # for students without
 
