@@ -61,6 +61,13 @@ class Figures:
                 found.append(100 * (statistics.mean(value) if kind == "draws" else value))
         return found
 
+    def spread(self, row: str, texts: str, pooling: str) -> float:
+        """The standard deviation over the draws, mean over seeds, in points."""
+        recipe = self.recipe_of[row]
+        settings = self.results["chosen"][recipe]["settings"]
+        jobs = (self.results["jobs"].get(job_key("test", texts, recipe, settings, seed)) for seed in range(9))
+        return statistics.mean(100 * statistics.pstdev(job["rows"][row][pooling]["draws"]) for job in jobs if job)
+
     def score(
         self, row: str, texts: str, kind: str = "draws", pooling: str | None = None, stage: str = "test"
     ) -> float | None:

@@ -69,9 +69,14 @@ RECIPES: tuple[Recipe, ...] = (
 )  # fmt: skip
 # Whose settings a recipe takes that is not tuned itself.
 AS = {
+    "codes in the teacher": "senses in the teacher",
     "fewer senses in the teacher": "senses in the teacher",
     "context table, 128": "context table, 64",
     "selector, 128": "selector, 64",
     **{one.name: one.name.replace("2 layers", "1 layer") for one in _layers(2)},
 }
-ROW_AS = {f"teacher, {k} senses, hard": "teacher, 20 senses, hard" for k in FEWER}
+# Whose pooling a row takes.
+ROW_AS = dict.fromkeys(
+    [f"teacher, {k} senses, hard" for k in FEWER] + [f"teacher, {name}, int8" for name in CODES],
+    "teacher, 20 senses, hard",
+)
