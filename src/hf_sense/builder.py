@@ -74,23 +74,19 @@ def build_dictionary(
         teacher: a name for ``AutoModel``, a loaded model, or what ``load_teacher`` returned.
         texts: strings, pairs of strings, or one split of a ``datasets`` data set, in memory or streamed.
         text_column: the column of a data set that holds the text; two names for text pairs.
-        recipe: ``"default"``, ``"paper"`` or ``"words"``: what ``metric`` and ``method`` are where they are not
-            given; see ``hf_sense.recipes``.
+        recipe: ``"default"``, ``"paper"`` or ``"words"`` (``hf_sense.recipes``): metric and method where they are not given.
         max_senses: the most senses a token gets: a number, or a rule of its occurrences such as ``"n/10"``, ``"sqrt"`` or
             ``"n/10,100"`` (at most 100). If not given 20, and 100 under a budget.
         budget: the most senses of all tokens together, 5000, or the size of the dictionary's file with senses in
-            ``dtype``, such as ``"3MB"`` (see ``hf_sense.budget.senses_within``). They are shared out so that the summed
-            squared error over the corpus is least; each token has one at least and ``max_senses`` at most. For
-            ``"kmeans"`` and ``"spherical_kmeans"``.
+            ``dtype``, such as ``"3MB"`` (``hf_sense.budget.senses_within``), shared out so that the summed squared error is
+            least; each token has one at least and ``max_senses`` at most. For ``"kmeans"`` and ``"spherical_kmeans"``.
         codes: so many vectors a level that all tokens share: what the best sense leaves of a hidden state is put together from
             them (residual vector quantization). With ``max_senses=1``, a small dictionary that still tells contexts apart.
         code_levels: how many such vectors a state takes, one of each level.
-        metric: how a hidden state will pick a sense: ``"l2"`` (the default), ``"cosine"`` or ``"dot"`` (the paper's).
-        method: ``"kmeans"`` (the default), ``"spherical_kmeans"``, ``"markov"``, ``"markov_full"`` or ``"paper"``; see
-            ``hf_sense.clustering``.
+        metric: how a hidden state will pick a sense: ``"l2"`` (the default), ``"cosine"`` or ``"dot"``.
+        method: ``"kmeans"`` (the default), or another of ``hf_sense.clustering.cluster``.
         min_occurrences: tokens with fewer keep each of their vectors as a sense.
-        min_count: tokens that occur fewer times in the texts get no senses, and keep their contextual embedding where
-            senses replace it.
+        min_count: tokens that occur fewer times get no senses, and keep their contextual embedding.
         max_occurrences: how many distinct occurrences of a token are sampled at most.
         max_length: texts are cut to so many tokens; the model's limit if not given.
         special_tokens: whether tokens such as ``[CLS]`` get senses. They are always part of the input.
@@ -109,8 +105,7 @@ def build_dictionary(
         ValueError: before long work, if an option or the corpus does not fit; later, if the teacher gives NaN or infinity,
             with the text that caused it.
     """
-    settings = settings_of(recipe, metric=metric, method=method)
-    metric, method = settings["metric"], settings["method"]
+    metric, method = settings_of(recipe, metric, method)
     check_metric(metric)
     check_codes(codes, code_levels)
     if max_senses is None:
@@ -239,8 +234,7 @@ def _checked_length(max_length: int | None, teacher: Teacher) -> int:
 
 
 def _name_of(texts: Any) -> str | None:
-    info = getattr(texts, "info", None)
-    return getattr(info, "dataset_name", None)
+    return getattr(getattr(texts, "info", None), "dataset_name", None)
 
 
 def _embed_sample(
