@@ -149,7 +149,8 @@ def page(figures: Figures) -> str:
     parts += [ACCURACY + accuracy_table(figures, "draws"), two_layer_table(figures)]
     parts += [PROBE + accuracy_table(figures, "probe")]
     parts += [PAIRS + pair_table(figures.results, "draws"), PAIRS_PROBE + pair_table(figures.results, "probe")]
-    parts += [SERVING.format(rounds=figures.results.get("rounds", "")) + serving_table(figures)]
+    if figures.results.get("served"):
+        parts += [SERVING.format(rounds=figures.results["rounds"]) + serving_table(figures)]
     if any(key.startswith("foreign") for key in figures.results["jobs"]):
         parts += [FOREIGN + foreign_table(figures)]
     parts += [CHOSEN + chosen_table(figures), pooling_table(figures)]

@@ -9,6 +9,7 @@ by test texts. The page's words are in ``defaults_page.py``; jobs are kept as in
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -100,6 +101,7 @@ def main() -> None:
     parser.add_argument("--most", type=int, help="so many texts of each part at most, to try the script")
     parser.add_argument("--work", type=Path, help="keeps states and dictionaries; a temporary folder if not given")
     parser.add_argument("--results", type=Path, default=HERE / "defaults.json")
+    parser.add_argument("--compared", type=Path, default=HERE / "comparison.json", help="results of compare.py")
     parser.add_argument("--page", type=Path, default=HERE.parent / "docs" / "recipes.md")
     options = parser.parse_args()
     options.epochs = EPOCHS
@@ -111,7 +113,8 @@ def main() -> None:
         run.run()
     run.results.all["machine"] = machine()
     run.results.save()
-    write_page(run.results.all, options.page)
+    compared = json.loads(options.compared.read_text(encoding="utf-8"))
+    write_page(compared, run.results.all, options.page)
     print(f"Wrote {options.page}.")
 
 

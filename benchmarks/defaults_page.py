@@ -72,10 +72,45 @@ def _value(text: str) -> float:
     return float(next(part for part in text.split(", ") if not part.startswith("learning_rate")).rsplit(" ", 1)[1])
 
 
-def write_page(results: dict[str, Any], path: Path) -> None:
-    """Writes the page, whole or not at all."""
+def dev_table(compared: dict[str, Any]) -> str:
+    """What ``compare.py`` measured on held-out texts of ways without training: mean and frequency pooling."""
+    cells: dict[str, dict[str, str]] = {}
+    for key, job in compared["jobs"].items():
+        stage, texts, recipe, _, _ = key.split(" | ")
+        if stage == "dev" and (recipe.endswith("teacher") or recipe == "table of means"):
+            for row in job["rows"]:
+                pair = " / ".join(f"{percent(job, row, pooling):.2f}" for pooling in ("mean", "frequency"))
+                cells.setdefault(row, {})[texts] = pair
+    order = sorted(cells, key=lambda row: (row != "teacher", row))
+    return table(["", *STUDENTS], [[row, *(cells[row].get(texts, "") for texts in STUDENTS)] for row in order])
+
+
+def rate_table(compared: dict[str, Any]) -> str:
+    """The learning rates that ``compare.py`` tried, and the best few-shot accuracy with each."""
+    cells: dict[tuple[str, float], dict[str, str]] = {}
+    for key, job in compared["jobs"].items():
+        stage, texts, recipe, settings, _ = key.split(" | ")
+        rate = json.loads(settings).get("learning_rate")
+        if stage == "dev" and rate is not None:
+            best = max(percent(job, row, pooling) for row, own in job["rows"].items() for pooling in own)
+            cells.setdefault((recipe, rate), {})[texts] = f"{best:.2f}"
+    rows = [
+        [recipe, f"{rate:g}", *(cells[recipe, rate].get(texts, "") for texts in STUDENTS)]
+        for recipe, rate in sorted(cells)
+    ]
+    return table(["", "learning rate", *STUDENTS], rows)
+
+
+def write_page(compared: dict[str, Any], results: dict[str, Any], path: Path) -> None:
+    """Writes the page, whole or not at all.
+
+    Args:
+        compared: the results of ``compare.py``, whose held-out measurements stand here too.
+        results: those of ``defaults.py``.
+        path: of the page.
+    """
     from defaults_words import page
 
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(page(results).rstrip() + "\n", encoding="utf-8")
+    temporary.write_text(page(compared, results).rstrip() + "\n", encoding="utf-8")
     temporary.replace(path)

@@ -78,10 +78,28 @@ def test_comparison_runs_to_its_end(data, tiny_teacher_folder, monkeypatch, caps
     assert json.loads(results.read_text(encoding="utf-8"))["jobs"] == found["jobs"]
 
 
+def test_pages_say_what_the_results_say(tmp_path, monkeypatch):
+    """A figure on a page was written by hand, or is of another run than the results beside it."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import compare_page
+    import defaults_page
+
+    compared, defaults = (
+        json.loads((BENCHMARKS / f"{name}.json").read_text(encoding="utf-8")) for name in ("comparison", "defaults")
+    )
+    compare_page.write_page(compared, tmp_path / "comparison.md")
+    defaults_page.write_page(compared, defaults, tmp_path / "recipes.md")
+    for name in ("comparison.md", "recipes.md"):
+        assert (tmp_path / name).read_text(encoding="utf-8") == (ROOT / "docs" / name).read_text(encoding="utf-8")
+
+
 def test_defaults_run_to_their_end(data, tiny_teacher_folder, monkeypatch):
     """The script has rotted, or a setting that is tried is not the one that is named."""
     results, page = data / "results.json", data / "page.md"
     arguments = ["--data", data, "--teacher", tiny_teacher_folder, "--results", results, "--page", page, "--steps", 2]
+    compared = data / "compared.json"
+    compared.write_text('{"jobs": {}}', encoding="utf-8")
+    arguments += ["--compared", compared]
     arguments += ["--datasets", "emotion", "--only", "metric", "max_senses", "selection", "temperature"]
     run(monkeypatch, "defaults.py", arguments)
     jobs = json.loads(results.read_text(encoding="utf-8"))["jobs"]
