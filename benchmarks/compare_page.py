@@ -256,7 +256,8 @@ def write_page(results: dict[str, Any], path: Path) -> None:
     """Writes the page and its pictures, each whole or not at all."""
     from compare_words import page
 
-    figures = Figures(results)
+    # In the file's order, so that the page does not depend on whether the figures come from there.
+    figures = Figures(json.loads(json.dumps(results, sort_keys=True)))
     draw(figures, path.parent / "images")
     temporary = path.with_suffix(".tmp")
     temporary.write_text(page(figures).rstrip() + "\n", encoding="utf-8")

@@ -112,5 +112,7 @@ def write_page(compared: dict[str, Any], results: dict[str, Any], path: Path) ->
     from defaults_words import page
 
     temporary = path.with_suffix(".tmp")
+    # In the files' order, so that the page does not depend on whether the figures come from there.
+    compared, results = (json.loads(json.dumps(one, sort_keys=True)) for one in (compared, results))
     temporary.write_text(page(compared, results).rstrip() + "\n", encoding="utf-8")
     temporary.replace(path)
