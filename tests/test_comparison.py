@@ -56,7 +56,7 @@ def test_comparison_runs_to_its_end(data, tiny_teacher_folder, monkeypatch, caps
         page,
     ]
     arguments += ["--steps", 2, "--epochs", 0.5, "--seeds", 1, "--rounds", 1, "--only", *ROWS]
-    arguments += ["--datasets", "Banking77", "emotion"]
+    arguments += ["--datasets", "emotion"]
     run(monkeypatch, "compare.py", arguments)
     first = results.read_text(encoding="utf-8")
     found = json.loads(first)
