@@ -38,11 +38,11 @@ def teacher_table(results: dict[str, Any], recipe: str) -> str:
     rows = []
     for row in dict.fromkeys(name for job in found.values() for name in job["rows"]):
         pairs = [[percent(found[texts], row, pooling) for pooling in ("mean", "frequency")] for texts in sets]
-        pairs.append([statistics.mean(column) for column in zip(*pairs)])
+        pairs += [[statistics.mean(column) for column in zip(*pairs)]] if len(sets) > 1 else []
         cells = [" / ".join(f"{value:.2f}" for value in pair) for pair in pairs]
         own = [row, *cells]
         rows.append([f"**{cell}**" for cell in own] if row == STANDING.get(recipe) else own)
-    return table([recipe, *sets, "mean"], rows)
+    return table([recipe, *sets, *(["mean"] if len(sets) > 1 else [])], rows)
 
 
 def student_table(results: dict[str, Any], recipe: str) -> str:
