@@ -39,7 +39,8 @@ same ten draws for all, mean over draws and seeds. *All labels*: one regression 
 
 **What was chosen, and how.** A fifth of the train texts of Banking77 and of emotion was held out and chose learning rate,
 settings and pooling, the same for all data sets: few-shot accuracy there decides;
-smaller dictionaries take the pooling of twenty senses. Learning rates were doubled as long as that helped, baselines' as ours. No choice saw a test text. The last section has what was chosen, and on which held-out texts.
+smaller dictionaries take the pooling of twenty senses. Learning rates were doubled as long as that helped,
+baselines' as ours. No choice saw a test text. The last section has what was chosen, and on which held-out texts.
 
 *Teacher*, where it is compared with, is the better of its two poolings on the test texts, which favours it.
 """

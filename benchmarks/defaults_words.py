@@ -73,7 +73,8 @@ FACTORS = """## One setting after the other
 OMP_NUM_THREADS=1 python benchmarks/defaults.py --data FOLDER
 ```
 
-All else as the defaults are; one clustering each, so that a few tenths say nothing. Mean pooling / frequency pooling. Bold: what stands in the library.
+All else as the defaults are; one clustering each, so that a few tenths say nothing.
+Mean pooling / frequency pooling. Bold: what stands in the library.
 
 """
 
