@@ -86,13 +86,17 @@ PAIRS_PROBE = """The same with all labels; resampled over test texts.
 
 SERVING = """## Megabytes and speed
 
-What has to be kept: all weights, as saved (float32 unless said) and in float16. *Of it, senses*: the dictionary alone in float16.
-Speed: 256 texts by 64, from text to vector, tokenizing included, one thread, over the teacher's in the same round; the median of
-{rounds}, with the lowest and the highest. Layers whose own states are used keep no senses.
-
-![Accuracy against speed](images/comparison-speed.svg)
+What has to be kept: all weights, as saved (float32 unless said) and in float16. *Of it, senses*: the dictionary alone in float16,
+or int8 where it says so. Layers whose own states are used keep no senses.
 
 ![Accuracy against megabytes](images/comparison-size.svg)
+
+"""
+
+SPEED = """Speed: 256 texts by 64, from text to vector, tokenizing included, one thread, over the teacher's in the same round;
+the median of {rounds}, with the lowest and the highest.
+
+![Accuracy against speed](images/comparison-speed.svg)
 
 """
 
@@ -169,7 +173,8 @@ def missing(figures: Figures) -> str:
         for name, there in (
             ("R8", figures.score(TEACHER, "R8") is not None),
             ("out of domain", any(key.startswith("foreign") for key in figures.results["jobs"])),
-            ("speed and megabytes", bool(figures.results.get("served"))),
+            ("megabytes", bool(figures.results.get("served"))),
+            ("speed", figures.served(TEACHER, "times") is not None),
         )
         if not there
     ]
@@ -184,7 +189,9 @@ def page(figures: Figures) -> str:
     parts += [PROBE + accuracy_table(figures, "probe")]
     parts += [PAIRS + pair_table(figures.results, "draws"), PAIRS_PROBE + pair_table(figures.results, "probe")]
     if figures.results.get("served"):
-        parts += [SERVING.format(rounds=figures.results["rounds"]) + serving_table(figures)]
+        timed = figures.served(TEACHER, "times") is not None
+        speed = SPEED.format(rounds=figures.results["rounds"]) if timed else ""
+        parts += [SERVING + speed + serving_table(figures)]
     if any(key.startswith("foreign") for key in figures.results["jobs"]):
         parts += [FOREIGN + foreign_table(figures)]
     parts += [CHOSEN + chosen_table(figures), pooling_table(figures)]
