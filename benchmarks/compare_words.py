@@ -52,8 +52,8 @@ AIMS = """## What was aimed at, and what came out
 SAYS = """## What the figures say
 
 - **Senses in the teacher's place.** Twenty a token cost about a point of few-shot accuracy where classes are many, and nothing on
-  emotion. One mean a token with codes that all tokens share is as good on Banking77, better on the others, and level with the
-  teacher on the mean of four. The paper's recipe, `dot` with mean pooling, is far behind. Soft or hard makes no difference that
+  emotion. One mean a token with codes that all tokens share is as good on Banking77, better on the mean of four, and there
+  level with the teacher. The paper's recipe, `dot` with mean pooling, is far behind. Soft or hard makes no difference that
   chance could not.
 - **Without a transformer** the context table wins its group with few labels, far ahead of model2vec and of counted words, and is
   level with its teacher or ahead of it on emotion and SST-2. Choosing among senses, the selector's way, does not beat it.
