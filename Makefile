@@ -40,6 +40,15 @@ bench-accuracy: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fine_tuning.py --data $(DATA)/sst2
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/small_students.py --data $(DATA)/banking77
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/small_students.py --data $(DATA)/tweeteval_emotion --shots 16
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/token_classification.py --data $(DATA)/coarsewsd20
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/retrieval.py --data $(DATA)/banking77
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/residual_codes.py --data $(DATA)/banking77 --labels 8 \
+	  --data $(DATA)/tweeteval_emotion --labels 16 --data $(DATA)/sst2 --labels 16 --data $(DATA)/cola --labels 16
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/budgets.py --data $(DATA)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/domains.py --data $(DATA)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/domain_students.py --data $(DATA)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/learned_senses.py --data $(DATA)/banking77
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/learned_senses.py --data $(DATA)/tweeteval_emotion --shots 16 --epochs 5
 
 # A small decoder is fetched, adapted both ways on texts without labels (resumes), and measured: about an hour.
 ADAPT = $(BIN)/hf-sense adapt --base "$$base" --dataset $(DATA)/banking77/train.jsonl --max-length 64 --bf16 true
