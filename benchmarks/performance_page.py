@@ -10,7 +10,8 @@ HEAD = """# Performance
 
 Measured on {cores} cores of an {processor} machine without a GPU, float32 unless said, torch {torch}. Ways that are compared took
 turns in one process; a figure is the median of the rounds, with the lowest and the highest. Ratios carry over to other machines
-better than times do. `make bench` runs everything below, took {minutes:.0f} minutes for it here, and writes this page.
+better than times do. `make bench` runs everything below and writes this page. Its jobs may be run apart, with `--only`: they took
+{minutes:.0f} minutes in all, and the figures of one job are of one process.
 
 ## What was aimed at, and what came out
 
