@@ -25,7 +25,7 @@ test: lint
 	-$(BIN)/python examples/real_data.py
 	$(BIN)/python -m pytest
 
-# Speed, in 20 to 30 minutes: writes benchmarks/results.json and docs/performance.md.
+# Speed, in about 20 minutes: writes benchmarks/results.json and docs/performance.md.
 bench: .venv/ready
 	$(BIN)/python benchmarks/performance.py --data $(DATA)
 

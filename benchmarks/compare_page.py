@@ -15,14 +15,16 @@ GROUPS = {
     "The teacher runs": (
         "teacher, paper's recipe", "teacher, 20 senses, hard", "teacher, 20 senses, soft", "teacher, n/10,100 senses, hard",
         "teacher, 5 senses, hard", "teacher, 2 senses, hard", "teacher, means + 1 x 1024 codes, int8",
-        "teacher, means + 2 x 256 codes, int8",
+        "teacher, means + 2 x 256 codes, int8", "teacher, means + 2 x 256 codes, seen twice, int8",
     ),
     "One layer of it": (
         "1 layer, paper's recipe", "1 layer, senses, hard", "1 layer, senses, soft", "1 layer, soft targets",
         "1 layer, squared error", "1 layer, squared error, its senses", "1 layer, cosine",
     ),
     "No transformer": (
-        "context table, 64", "context table, 64, int8", "context table, 128", "context table, 128, int8", "selector, 64",
+        "context table, 32", "context table, 32, int8", "context table, 64", "context table, 64, int8",
+        "context table, 64, seen twice", "context table, 64, seen twice, int8", "context table, 128",
+        "context table, 128, int8", "selector, 64",
         "selector, 128", "selector, codes, 64", "table of means", "model2vec", "TF-IDF",
     ),
 }  # fmt: skip

@@ -5,7 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 from compared_students import BOTH, COSINE, SENSES, SOFT_TARGETS, SQUARED_ERROR, ContextTable, Student
-from compared_ways import CODES, FEWER, HARD, OURS, PAPER, SOFT, InTeacher, Model2Vec, Recipe, TableOfMeans, TfIdf
+from compared_ways import (
+    CODES,
+    FEWER,
+    HARD,
+    OURS,
+    PAPER,
+    SOFT,
+    TWICE,
+    InTeacher,
+    Model2Vec,
+    Recipe,
+    TableOfMeans,
+    TfIdf,
+)
 
 
 def _layers(number: int) -> tuple[Student, ...]:
@@ -54,13 +67,18 @@ RECIPES: tuple[Recipe, ...] = (
         "codes in the teacher",
         senses={f"teacher, {name}, int8": (options, HARD) for name, options in CODES.items()},
     ),
+    InTeacher(
+        "codes in the teacher, seen twice",
+        senses={f"teacher, {name}, int8": (options, HARD) for name, options in TWICE.items()},
+    ),
     TableOfMeans("table of means"),
     Model2Vec(
         "model2vec",
         grid=tuple({"pca_dims": d, "sif_coefficient": a} for d in (256, 384) for a in (1e-4, 1e-3)),
     ),
     TfIdf("TF-IDF", grid=({"sublinear_tf": True}, {"sublinear_tf": True, "ngram_range": (1, 2), "max_features": 4000})),
-    *(_small(ContextTable, "context table", size) for size in (64, 128)),
+    *(_small(ContextTable, "context table", size) for size in (32, 64, 128)),
+    _small(ContextTable, "context table", 64, named="context table, 64, seen twice", senses=OURS | {"min_count": 2}),
     *(_small(Student, "selector", size, selections={f"selector, {size}": "soft"}) for size in (64, 128)),
     _small(Student, "selector", 64, named="selector, codes, 64", senses=CODES["means + 2 x 256 codes"],
            selections={"selector, codes, 64": "soft"}),
@@ -70,13 +88,16 @@ RECIPES: tuple[Recipe, ...] = (
 # Whose settings a recipe takes that is not tuned itself.
 AS = {
     "codes in the teacher": "senses in the teacher",
+    "codes in the teacher, seen twice": "senses in the teacher",
     "fewer senses in the teacher": "senses in the teacher",
+    "context table, 32": "context table, 64",
+    "context table, 64, seen twice": "context table, 64",
     "context table, 128": "context table, 64",
     "selector, 128": "selector, 64",
     **{one.name: one.name.replace("2 layers", "1 layer") for one in _layers(2)},
 }
 # Whose pooling a row takes.
 ROW_AS = dict.fromkeys(
-    [f"teacher, {k} senses, hard" for k in FEWER] + [f"teacher, {name}, int8" for name in CODES],
+    [f"teacher, {k} senses, hard" for k in FEWER] + [f"teacher, {name}, int8" for name in (*CODES, *TWICE)],
     "teacher, 20 senses, hard",
 )

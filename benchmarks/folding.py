@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 from costs import Given
-from measure import by_turns, save, shown
+from measure import by_turns, kept_dictionary, save, shown
 from transformers import BertConfig, BertModel
 
-from hf_sense import SenseModelForSequenceClassification, build_dictionary, load_teacher
+from hf_sense import SenseModelForSequenceClassification, load_teacher
 from hf_sense.evaluation import embed, fit_linear_head, predict
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
@@ -85,12 +85,15 @@ def main() -> None:
     parser.add_argument("--max-length", type=int, default=128, help="tokens at which a story is cut")
     parser.add_argument("--width", type=int, default=128, help="of the narrow student")
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--dictionary", type=Path, help="folder that keeps the dictionary; used if it is there")
     parser.add_argument("--output", type=Path, help="a JSON file of all numbers")
     args = parser.parse_args()
     teacher = load_teacher(str(teacher_folder()))
     texts, labels = (part[: args.texts] for part in reuters_r8("train"))
     tests = reuters_r8("test")[0][: args.texts]
-    dictionary = build_dictionary(teacher, texts, max_senses=20, max_length=args.max_length, disable_tqdm=True)
+    dictionary = kept_dictionary(
+        args.dictionary, teacher, texts, max_senses=20, max_length=args.max_length, disable_tqdm=True
+    )
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=teacher.model.config.vocab_size, hidden_size=args.width, num_hidden_layers=2,

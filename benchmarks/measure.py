@@ -16,6 +16,10 @@ from typing import Any
 
 import torch
 
+from hf_sense import build_dictionary
+from hf_sense.dictionary import SenseDictionary
+from hf_sense.teacher import Teacher
+
 
 def by_turns(
     ways: dict[str, Callable[[], Any]], rounds: int, before: Callable[[], Any] | None = None
@@ -57,6 +61,19 @@ def show(values: dict[str, list[float]], unit: str, factor: float = 1.0) -> None
     """Prints a line for each name."""
     for name, own in values.items():
         print(f"  {name}: {shown(own, unit, factor)}")
+
+
+def kept_dictionary(folder: Path | None, teacher: Teacher, texts: list[str], **options: Any) -> SenseDictionary:
+    """The dictionary of these texts: that which ``folder`` holds, or else a new one, which it then holds; ``None`` keeps none.
+
+    Building is not what the benchmarks that use it measure, so those that run one after the other build it once.
+    """
+    if folder is not None and folder.is_dir():
+        return SenseDictionary.from_pretrained(folder)
+    built = build_dictionary(teacher, texts, **options)
+    if folder is not None:
+        built.save_pretrained(folder)
+    return built
 
 
 def machine() -> dict[str, Any]:

@@ -34,6 +34,7 @@ class Job:
     arguments: str = ""
     threads: int | None = None
     plot: str | None = None
+    dictionary: str | None = None  # a name: the jobs that share it build it once
 
     @property
     def command(self) -> str:
@@ -43,16 +44,18 @@ class Job:
 
 
 JOBS = (
-    Job("kernels", "sense_kernels.py"),
-    Job("targets, 1 thread", "targets.py", "--rounds 7", threads=1),
-    Job("targets, 2 threads", "targets.py", "--rounds 7", threads=2),
-    Job("folding, 1 thread", "folding.py", threads=1),
-    Job("folding, 2 threads", "folding.py", threads=2),
-    Job("small dictionaries, banking77", "small_dictionaries.py", "--data FOLDER/banking77", threads=1),
+    Job("kernels", "sense_kernels.py", "--rounds 9", dictionary="r8"),
+    Job("targets, 1 thread", "targets.py", "--rounds 7", threads=1, dictionary="r8"),
+    Job("targets, 2 threads", "targets.py", "--rounds 7", threads=2, dictionary="r8"),
+    Job("folding, 1 thread", "folding.py", "--rounds 9", threads=1, dictionary="folding"),
+    Job("folding, 2 threads", "folding.py", "--rounds 9", threads=2, dictionary="folding"),
+    Job("serving", "serving.py", "--data FOLDER/banking77", plot="serving.svg", dictionary="banking77"),
+    Job(
+        "small dictionaries, banking77", "small_dictionaries.py", "--data FOLDER/banking77", threads=1, dictionary="banking77",
+    ),
     Job(
         "small dictionaries, emotion", "small_dictionaries.py", "--data FOLDER/tweeteval_emotion --probe", threads=1
     ),
-    Job("serving", "serving.py", "--data FOLDER/banking77", plot="serving.svg"),
     Job("clustering", "clustering.py", "--data FOLDER", plot="clustering.svg"),
     Job("profiles", "profiles.py"),
 )  # fmt: skip
@@ -63,6 +66,8 @@ def run(job: Job, data: Path, images: Path, folder: Path) -> dict[str, Any]:
     output = folder / "figures.json"
     arguments = [part.replace("FOLDER", str(data)) for part in job.arguments.split()]
     command = [sys.executable, str(HERE / job.script), *arguments, "--output", str(output)]
+    if job.dictionary:
+        command += ["--dictionary", str(folder / job.dictionary)]
     if job.plot:
         command += ["--plot", str(images / job.plot)]
     environment = {**os.environ, "TQDM_DISABLE": "1"}

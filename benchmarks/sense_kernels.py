@@ -25,10 +25,10 @@ import torch
 from costs import Given
 
 # The folder of this script is on the path.
-from measure import by_turns, machine, ratios, save, show, shown, spread
+from measure import by_turns, kept_dictionary, machine, ratios, save, show, shown, spread
 from numba import njit
 
-from hf_sense import SenseModel, build_dictionary, load_teacher
+from hf_sense import SenseModel, load_teacher
 from hf_sense.fused import choose_senses, sense_loss
 from hf_sense.quantization import quantize
 from hf_sense.senses import Senses
@@ -296,6 +296,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=11, help="measured turns of each way")
     parser.add_argument("--width", type=int, default=WIDE, help="of the states and senses that are drawn")
+    parser.add_argument("--dictionary", type=Path, help="folder that keeps the dictionary; used if it is there")
     parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
     options = parser.parse_args()
     if options.texts:
@@ -305,8 +306,13 @@ def main() -> None:
         texts, stories = reuters_r8("train")[0][:2000], reuters_r8("test")[0]
         stories = [text for text in stories if len(text.split()) > TOKENS]
     teacher = load_teacher(options.teacher or str(teacher_folder()))
-    dictionary = build_dictionary(
-        teacher, texts, max_senses=MAX_SENSES, max_length=min(128, teacher.max_length), disable_tqdm=True
+    dictionary = kept_dictionary(
+        options.dictionary,
+        teacher,
+        texts,
+        max_senses=MAX_SENSES,
+        max_length=min(128, teacher.max_length),
+        disable_tqdm=True,
     )
     depth = teacher.model.config.get_text_config().num_hidden_layers
     batch = dict(

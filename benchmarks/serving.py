@@ -26,10 +26,10 @@ from typing import Any
 import numpy as np
 import torch
 from banking77 import Benchmark, default_teacher, train
-from measure import by_turns, ratios, save, spread
+from measure import by_turns, kept_dictionary, ratios, save, spread
 from served import MAX_LENGTH, Answer, megabytes, open_saved
 
-from hf_sense import SenseModelForSequenceClassification, build_dictionary, load_teacher
+from hf_sense import SenseModelForSequenceClassification, load_teacher
 from hf_sense.dictionary import SenseDictionary
 from hf_sense.evaluation import embed, few_shot_accuracy
 from hf_sense.scores import fit_regression, numbered
@@ -264,8 +264,8 @@ def save_all(serving: Serving, options: argparse.Namespace) -> None:
     """Makes every way and saves it."""
     teacher = load_teacher(options.teacher or default_teacher())
     _say("building the dictionary")
-    dictionary = build_dictionary(
-        teacher, serving.texts["train"], max_senses=20, max_length=MAX_LENGTH, disable_tqdm=True
+    dictionary = kept_dictionary(
+        options.dictionary, teacher, serving.texts["train"], max_senses=20, max_length=MAX_LENGTH, disable_tqdm=True
     )
     fields: dict[str, Any] = {"pooling": "frequency", "num_labels": len(serving.names)}
     make = SenseModelForSequenceClassification.from_teacher
@@ -297,6 +297,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="by turns, after one that does not count")
     parser.add_argument("--memory-runs", type=int, default=1, help="processes a way, the median counts; 0: none")
     parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile")
+    parser.add_argument("--dictionary", type=Path, help="folder that keeps the dictionary; used if it is there")
     parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
     parser.add_argument("--plot", type=Path, help="draw accuracy against speed to this file, .svg or .png")
     options = parser.parse_args()

@@ -19,9 +19,9 @@ import torch
 
 # The folder of this script is on the path: its neighbours' readers and clocks serve here too.
 from banking77 import MAX_LENGTH, default_teacher, read_rows
-from measure import by_turns, save
+from measure import by_turns, kept_dictionary, save
 
-from hf_sense import SenseModel, build_dictionary, load_teacher
+from hf_sense import SenseModel, load_teacher
 from hf_sense.corpus import encode_corpus
 from hf_sense.dictionary import SenseDictionary
 from hf_sense.evaluation import few_shot_accuracy, linear_probe
@@ -82,13 +82,16 @@ def main() -> None:
     parser.add_argument("--texts", type=int, help="only the first so many texts of each split")
     parser.add_argument("--probe", action="store_true", help="also fit a regression on all train texts")
     parser.add_argument("--rounds", type=int, default=15, help="how often each replacement is timed")
+    parser.add_argument("--dictionary", type=Path, help="folder that keeps the dictionary; used if it is there")
     parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
     options = parser.parse_args()
     rows = {split: read_rows(options.data / f"{split}.jsonl")[: options.texts] for split in ("train", "test")}
     teacher = load_teacher(options.teacher or default_teacher())
     texts = {split: [row["text"] for row in part] for split, part in rows.items()}
     labels = {split: [row["label"] for row in part] for split, part in rows.items()}
-    built = build_dictionary(teacher, texts["train"], max_length=MAX_LENGTH, disable_tqdm=True)
+    built = kept_dictionary(
+        options.dictionary, teacher, texts["train"], max_senses=20, max_length=MAX_LENGTH, disable_tqdm=True
+    )
     batches = {split: Batches(teacher, part) for split, part in texts.items()}
     test = batches["test"]
     with tempfile.TemporaryDirectory() as folder:

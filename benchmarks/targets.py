@@ -18,10 +18,10 @@ import torch
 from datasets import Dataset
 
 # The folder of this script is on the path.
-from measure import by_turns, machine, ratios, save, show, shown, spread
+from measure import by_turns, kept_dictionary, machine, ratios, save, show, shown, spread
 from torch.utils.data import DataLoader
 
-from hf_sense import SenseModel, build_dictionary, compute_sense_targets, load_teacher
+from hf_sense import SenseModel, compute_sense_targets, load_teacher
 from hf_sense.collator import SenseDataCollator
 from hf_sense.corpus import encode_corpus
 from hf_sense.fused import sense_loss
@@ -39,13 +39,19 @@ def main() -> None:
     parser.add_argument("--texts", type=Path, help="a file with a text a line; stories of Reuters R8 if not given")
     parser.add_argument("--count", type=int, default=256, help="texts to compute targets for")
     parser.add_argument("--rounds", type=int, default=9, help="measured turns of each way")
+    parser.add_argument("--dictionary", type=Path, help="folder that keeps the dictionary; used if it is there")
     parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
     options = parser.parse_args()
     texts = options.texts.read_text(encoding="utf-8").splitlines() if options.texts else reuters_r8("train")[0]
     texts = [text for text in texts if text.strip()]
     teacher = load_teacher(options.teacher or str(teacher_folder()))
-    dictionary = build_dictionary(
-        teacher, texts[:2000], max_senses=20, max_length=min(128, teacher.max_length), disable_tqdm=True
+    dictionary = kept_dictionary(
+        options.dictionary,
+        teacher,
+        texts[:2000],
+        max_senses=20,
+        max_length=min(128, teacher.max_length),
+        disable_tqdm=True,
     )
     texts = texts[: options.count]
     data = Dataset.from_dict({"text": texts})
