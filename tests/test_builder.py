@@ -103,19 +103,19 @@ def test_stopped_and_resumed_gives_the_same_bytes(teacher, texts, tmp_path, monk
 
 def test_stopped_in_clustering(teacher, texts, tmp_path, monkeypatch):
     """Parts that were clustered before an interrupt are clustered again, or put together wrongly."""
-    import hf_sense.builder as builder
+    import hf_sense.assembly as assembly
 
     whole = build_dictionary(teacher, texts, max_senses=4)
     monkeypatch.setattr("hf_sense.parts._PART_WORK", 200)
-    original, calls = builder.cluster, []
+    original, calls = assembly.cluster, []
 
     def stopping(*args, **kwargs):
         calls.append(1)
-        if len(calls) == 4:  # the first call checks the options
+        if len(calls) == 3:
             raise KeyboardInterrupt
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(builder, "cluster", stopping)
+    monkeypatch.setattr(assembly, "cluster", stopping)
     with pytest.raises(KeyboardInterrupt):
         build_dictionary(teacher, texts, max_senses=4, work_dir=tmp_path / "work")
     assert len(list((tmp_path / "work").glob("part-*"))) == 2
