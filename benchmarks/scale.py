@@ -131,11 +131,10 @@ def main() -> None:
         same = [(options.work / f"made-{n}" / "sense_dictionary.safetensors").read_bytes() for n in seconds]
         times = ratios(seconds[1], seconds[2])
         found = spread(times)
-        print(
-            f"\na teacher of 4 layers and width 256, {options.bound:,.0f} tokens: two processes are {found['median']:.2f} times as fast "
-            f"as one ({found['low']:.2f} to {found['high']:.2f}, {options.rounds} rounds; {statistics.median(seconds[1]):.1f} s); "
-            f"{'the same bytes' if same[0] == same[1] else 'OTHER BYTES'}"
-        )
+        print(f"\na teacher of 4 layers and width 256, {options.bound:,.0f} tokens: two processes are")
+        print(f"{found['median']:.2f} times as fast as one ({found['low']:.2f} to {found['high']:.2f}),")
+        print(f"which takes {statistics.median(seconds[1]):.1f} s; {options.rounds} rounds;")
+        print("the same bytes" if same[0] == same[1] else "OTHER BYTES")
         save(options.output, {"machine": machine(), "sizes": rows, "seconds": {str(n): s for n, s in seconds.items()}})
     if same[0] != same[1]:
         raise SystemExit("The number of processes changed the dictionary.")

@@ -165,8 +165,8 @@ def main() -> None:
         )
         found = disturbed(options, whole["seconds"])
         print(
-            f"killed {found['kills']} times: {'the same bytes' if found['equal'] else 'OTHER BYTES'}, {found['seconds']:.0f} s in "
-            f"all; since the last save at the most {found['most lost']:.0f} s, in the median {found['median lost']:.0f} s"
+            f"killed {found['kills']} times: {'the same bytes' if found['equal'] else 'OTHER BYTES'}, {found['seconds']:.0f} s "
+            f"in all; since the last save at the most {found['most lost']:.0f} s, in the median {found['median lost']:.0f} s"
         )
         save(options.output, {"machine": machine(), "tokens": options.tokens, "undisturbed": whole, "killed": found})
     if not found["equal"] or found["left over"]:
