@@ -2,9 +2,9 @@
 
     python benchmarks/faults.py
 
-Each fault is injected at a random moment, again and again, into the ``hf-sense`` command on made-up text; the same command is then
-given until it ends. *Equal*: the files have the bytes of an undisturbed run. *Lost*: the longest time between the last save and a
-fault. It needs no network and no data.
+Each fault is injected at a random moment, again and again, into the ``hf-sense`` command on made-up text; the same command is
+then given until it ends. *Equal*: the files have the bytes of an undisturbed run. *Lost*: the longest time between the last save
+and a fault. It needs no network and no data.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ SCRIPT = textwrap.dedent(
     import torch
     torch.set_num_threads(1)
     import hf_sense.assembly, hf_sense.blocks, hf_sense.drawing, hf_sense.embedding, hf_sense.parts, hf_sense.watch
-    from hf_sense import build_dictionary
+    from hf_sense import build_dictionary, load_teacher
     from hf_sense.teacher import Teacher
     for module in (hf_sense.blocks, hf_sense.drawing, hf_sense.embedding):
         module.BLOCK = 7
@@ -29,7 +29,7 @@ SCRIPT = textwrap.dedent(
     hf_sense.embedding._SECONDS_BETWEEN_SAVES = 0.0
     hf_sense.watch._SECONDS_BETWEEN_BEATS, hf_sense.watch._SECONDS_OF_SILENCE, hf_sense.watch._GRACE = 0.2, 3.0, 1.0
     teacher, texts, output, work, pause, options = sys.argv[1:]
-    pause = float(pause)
+    pause, teacher = float(pause), load_teacher(teacher)
     original = Teacher.hidden_states
     def slow(self, *args, **kwargs):
         print("batch", flush=True)
@@ -45,42 +45,53 @@ SCRIPT = textwrap.dedent(
 )
 
 
+def start(folder, teacher, count, name, work, pause=0.0, options="{}"):
+    """Starts a build on so many processes, each with its own output and, unless it is shared, its own folder."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = []
+    for rank in range(count):
+        place = {"one": f"work-{name}", "own": f"work-{name}-{rank}", "": ""}.get(work, work)
+        command = [sys.executable, "build.py", str(teacher), "texts.txt", f"{name}-{rank}", place, str(pause), options]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+        if count > 1:
+            environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
+            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        ranks.append(subprocess.Popen(command, cwd=folder, env=environment, **pipes))
+    return ranks
+
+
+def laid_out(folder, texts):
+    (folder / "build.py").write_text(SCRIPT, encoding="utf-8")
+    (folder / "texts.txt").write_text("\n".join(texts), encoding="utf-8")
+
+
 @pytest.fixture
 def run(tmp_path, tiny_teacher_folder, texts):
-    """Starts a build on so many processes, each with its own output and, unless it is shared, its own folder."""
-    (tmp_path / "build.py").write_text(SCRIPT, encoding="utf-8")
-    (tmp_path / "texts.txt").write_text("\n".join(texts), encoding="utf-8")
+    """Starts builds in a folder, and ends what is left of them."""
+    laid_out(tmp_path, texts)
     started = []
 
-    def start(count, name, work, pause=0.0, options="{}"):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        ranks = []
-        for rank in range(count):
-            folder = {"one": f"work-{name}", "own": f"work-{name}-{rank}", "": ""}.get(work, work)
-            command = [
-                sys.executable,
-                "build.py",
-                str(tiny_teacher_folder),
-                "texts.txt",
-                f"{name}-{rank}",
-                folder,
-                str(pause),
-            ]
-            environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-            if count > 1:
-                environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
-                environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-            ranks.append(subprocess.Popen([*command, options], cwd=tmp_path, env=environment, **pipes))
+    def begin(*args, **kwargs):
+        ranks = start(tmp_path, tiny_teacher_folder, *args, **kwargs)
         started.extend(ranks)
         return ranks
 
-    yield start
+    yield begin
     for process in started:
         process.kill()
         process.communicate()
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, tiny_teacher_folder, texts):
+    """The folder of what one process makes."""
+    folder = tmp_path_factory.mktemp("alone")
+    laid_out(folder, texts)
+    finished(start(folder, tiny_teacher_folder, 1, "alone", ""))
+    return folder / "alone-0"
 
 
 def finished(ranks, timeout=120):
@@ -89,15 +100,9 @@ def finished(ranks, timeout=120):
     assert [process.returncode for process in ranks] == [0] * len(ranks), "\n".join(end[-1500:] for end in ends)
 
 
-def files(tmp_path, name):
-    return {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
-
-
-@pytest.fixture
-def alone(run, tmp_path):
-    """What one process makes."""
-    finished(run(1, "alone", ""))
-    return files(tmp_path, "alone-0")
+def files(folder):
+    """A dictionary's files; the card beside them names the folder."""
+    return {path.name: path.read_bytes() for path in folder.glob("sense_*")}
 
 
 @pytest.mark.parametrize("work", ["", "one", "own"])
@@ -106,7 +111,7 @@ def test_any_number_of_ranks_gives_the_same_bytes(run, tmp_path, alone, count, w
     """The number of processes, or where they keep their work, changes what is built."""
     finished(run(count, "many", work))
     for rank in range(count):
-        assert files(tmp_path, f"many-{rank}") == alone
+        assert files(tmp_path / f"many-{rank}") == files(alone)
     assert not list(tmp_path.glob("work-*"))
 
 
@@ -118,7 +123,7 @@ def test_budgets_and_codes_on_two_ranks(run, tmp_path, options):
     ranks = [run(1, "one", "", options=options), run(2, "two", "own", options=options)]
     for started in ranks:
         finished(started)
-    assert files(tmp_path, "two-0") == files(tmp_path, "two-1") == files(tmp_path, "one-0")
+    assert files(tmp_path / "two-0") == files(tmp_path / "two-1") == files(tmp_path / "one-0")
 
 
 def begun(process, batches):
@@ -147,7 +152,7 @@ def test_a_rank_that_dies_or_hangs_stops_the_others_and_three_go_on(run, tmp_pat
     assert kept >= 2
     second = run(3, "second", str(tmp_path / "work"))
     finished(second)
-    assert files(tmp_path, "second-2") == alone
+    assert files(tmp_path / "second-2") == files(alone)
     assert not (tmp_path / "work").exists()
 
 
@@ -165,13 +170,13 @@ def test_an_error_of_one_rank_reaches_the_others(run, tmp_path):
     assert "NaN or infinity for text" in said[0]
 
 
-def test_ranks_agree_with_the_library(alone, tmp_path, tiny_teacher_folder, texts):
+def test_ranks_agree_with_the_library(alone, tiny_teacher_folder, texts):
     """What the script makes with small blocks is what the library makes, rounding aside."""
     import torch
 
     from hf_sense.dictionary import SenseDictionary
 
     here = build_dictionary(str(tiny_teacher_folder), texts, batch_size=3)
-    there = SenseDictionary.from_pretrained(tmp_path / "alone-0")
+    there = SenseDictionary.from_pretrained(alone)
     assert torch.equal(here.offsets, there.offsets)
     torch.testing.assert_close(here.senses, there.senses, atol=1e-4, rtol=1e-4)

@@ -141,7 +141,7 @@ def read_blocks(
                 if len(kinds) > 1:
                     raise ValueError("Texts should be all single or all pairs, but both came.")
                 paired = kinds.pop()
-                blank = blank and not any(("".join(text) if paired else text).strip() for text in chunk)
+                blank = blank and not any("".join(text).strip() for text in chunk)
                 if number in kept.where:
                     _compare(kept, number, len(chunk), hashlib.sha256(whole).digest())
                 elif number % ranks.count == ranks.rank:

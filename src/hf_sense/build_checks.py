@@ -7,12 +7,68 @@ import inspect
 import numbers
 from typing import Any
 
-from hf_sense.clustering import cluster
+import torch
+
+from hf_sense.budget import senses_within
+from hf_sense.clustering import cluster, number_of_senses
+from hf_sense.code_training import check_codes
+from hf_sense.memory import bytes_of
+from hf_sense.ragged import check_metric
+from hf_sense.recipes import settings_of
 from hf_sense.teacher import Teacher
 
 
-def check_numbers(seed: Any, **at_least_one: Any) -> None:
-    """Raises ``ValueError`` if the seed is no whole number, or one of the others none from 1."""
+def checked_options(
+    *,
+    recipe: str = "default",
+    metric: str | None = None,
+    method: str | None = None,
+    max_senses: int | str | None = None,
+    budget: int | str | None = None,
+    codes: int | None = None,
+    code_levels: int = 1,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    min_occurrences: int = 1,
+    min_count: int = 1,
+    max_occurrences: int = 1000,
+    batch_size: int = 32,
+    max_memory: int | str | None = None,
+    **clustering: Any,
+) -> tuple[str, dict[str, Any]]:
+    """The metric, and the options of ``cluster``, of what ``build_dictionary`` was given.
+
+    Raises:
+        ValueError: if an option does not fit.
+    """
+    metric, method = settings_of(recipe, metric, method)
+    check_metric(metric)
+    check_codes(codes, code_levels)
+    if max_senses is None:
+        max_senses = 20 if budget is None else 100
+    number_of_senses(torch.ones(1, dtype=torch.int64), max_senses)
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.int8):
+        raise ValueError(
+            f"dtype should be torch.float32, torch.bfloat16, torch.float16 or torch.int8, but is {dtype!r}."
+        )
+    _check_numbers(
+        seed,
+        min_occurrences=min_occurrences,
+        min_count=min_count,
+        max_occurrences=max_occurrences,
+        batch_size=batch_size,
+    )
+    if max_memory is not None:
+        bytes_of(max_memory)
+    options = {"method": method, "max_senses": max_senses, "min_occurrences": min_occurrences, **clustering}
+    if budget is not None:
+        senses_within(budget, dim=1, vocab_size=0, dtype=dtype)
+    one = None if budget is None else 1
+    cluster(torch.zeros(0, 1), torch.zeros(1, dtype=torch.int64), seed=seed, budget=one, **options)
+    return metric, options
+
+
+def _check_numbers(seed: Any, **at_least_one: Any) -> None:
     for name, value in at_least_one.items():
         if not _is_whole(value) or value < 1:
             raise ValueError(f"{name} should be a whole number from 1, but is {value!r}.")

@@ -18,19 +18,16 @@ from transformers import PreTrainedModel
 
 from hf_sense.assembly import assembled, cluster_parts
 from hf_sense.blocks import ChangedCorpus, read_blocks
-from hf_sense.budget import enough_senses, senses_within, shared_senses
-from hf_sense.build_checks import check_clustering, check_numbers, checked_length
-from hf_sense.clustering import cluster, number_of_senses
-from hf_sense.code_training import check_codes, fit_dictionary_codes
+from hf_sense.budget import enough_senses, shared_senses
+from hf_sense.build_checks import check_clustering, checked_length, checked_options
+from hf_sense.code_training import fit_dictionary_codes
 from hf_sense.corpus import iterate_texts
 from hf_sense.dictionary import SenseDictionary
 from hf_sense.drawing import draw_sample
 from hf_sense.embedding import embed_sample
 from hf_sense.kept_samples import KeptSample, check_keep, keep_sample
-from hf_sense.memory import MemoryLimit, bytes_of, shown_bytes
-from hf_sense.ragged import check_metric
+from hf_sense.memory import MemoryLimit, shown_bytes
 from hf_sense.ranks import Ranks
-from hf_sense.recipes import settings_of
 from hf_sense.sampled_vectors import SampledVectors
 from hf_sense.segments import free_bytes
 from hf_sense.teacher import Teacher, load_teacher
@@ -119,134 +116,123 @@ def build_dictionary(
         OSError: if the disk is full; what was done is kept in ``work_dir``.
         RuntimeError: if another rank died, with its name.
     """
-    metric, method = settings_of(recipe, metric, method)
-    check_metric(metric)
-    check_codes(codes, code_levels)
-    if max_senses is None:
-        max_senses = 20 if budget is None else 100
-    number_of_senses(torch.ones(1, dtype=torch.int64), max_senses)
-    if dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.int8):
-        raise ValueError(
-            f"dtype should be torch.float32, torch.bfloat16, torch.float16 or torch.int8, but is {dtype!r}."
-        )
-    check_numbers(
-        seed,
-        min_occurrences=min_occurrences,
-        min_count=min_count,
-        max_occurrences=max_occurrences,
-        batch_size=batch_size,
-    )
     check_clustering(clustering, list(inspect.signature(build_dictionary).parameters))
-    if max_memory is not None:
-        bytes_of(max_memory)
+    metric, options = checked_options(
+        recipe=recipe, metric=metric, method=method, max_senses=max_senses, budget=budget, codes=codes, code_levels=code_levels,
+        dtype=dtype, seed=seed, min_occurrences=min_occurrences, min_count=min_count, max_occurrences=max_occurrences,
+        batch_size=batch_size, max_memory=max_memory, **clustering,
+    )  # fmt: skip
     if keep_samples is not None:
         check_keep(keep_samples)
-    options = {"method": method, "max_senses": max_senses, "min_occurrences": min_occurrences, **clustering}
-    if budget is not None:
-        senses_within(budget, dim=1, vocab_size=0, dtype=dtype)
-    one = None if budget is None else 1
-    cluster(torch.zeros(0, 1), torch.zeros(1, dtype=torch.int64), seed=seed, budget=one, **options)
     found = iterate_texts(texts, text_column)
-    teacher = load_teacher(teacher)
-    max_length = checked_length(max_length, teacher)
     ranks = Ranks()
-    old = KeptSample.open(update, ranks) if update is not None else None
-    sampling = {
-        "seed": seed,
-        "max_occurrences": max_occurrences,
-        "min_count": min_count,
-        "special_tokens": special_tokens,
-        "max_length": max_length,
-        "batch_size": batch_size,
-    }
-    identity = {"teacher_sha256": teacher.fingerprint, **{name: sampling[name] for name in _SAMPLE_OPTIONS}}
-    if old is not None:
-        old.check(identity)
-    limit = MemoryLimit.of(max_memory)
-    metadata: dict[str, Any] = {
-        "teacher": teacher.description(),
-        "clustering": options
-        | ({} if budget is None else {"budget": budget})
-        | ({} if codes is None else {"codes": codes, "code_levels": code_levels}),
-        "sampling": sampling,
-    }
-    described = {**metadata, "teacher_sha256": teacher.fingerprint, "update": old and old.sha256}
-    with (
-        _folder_for_work(work_dir, max_memory) as folder,
-        Watch(ranks),
-        contextlib.closing(UnfinishedBuild(folder, described, ranks)) as work,
-    ):
-        try:
-            blocks = read_blocks(
-                teacher.form.joined(found, teacher.tokenizer), teacher.tokenizer, max_length, work.tokens, ranks,
-                disable_tqdm=disable_tqdm,
-            )  # fmt: skip
-        except ChangedCorpus as error:
-            raise work.differs("corpus", "the texts it was begun with", f"others: {error}") from None
-        corpus = {
-            "name": corpus_name or _name_of(texts),
-            "split": str(split) if (split := getattr(texts, "split", None)) is not None else None,
-            "texts": blocks.texts,
-            "tokens": blocks.tokens,
-            "sha256": blocks.sha256,
+    with Watch(ranks):
+        teacher = load_teacher(teacher)
+        max_length = checked_length(max_length, teacher)
+        old = KeptSample.open(update, ranks) if update is not None else None
+        sampling = {
+            "seed": seed,
+            "max_occurrences": max_occurrences,
+            "min_count": min_count,
+            "special_tokens": special_tokens,
+            "max_length": max_length,
+            "batch_size": batch_size,
         }
-        work.check_corpus(corpus)
-        metadata["corpus"] = corpus if old is None else old.corpus_with(corpus)
-        excluded = () if special_tokens else tuple(teacher.tokenizer.all_special_ids)
-        first_text = 0 if old is None else old.texts
-        whole = draw_sample(
-            blocks, len(teacher.tokenizer), ranks, max_occurrences=max_occurrences, seed=seed, excluded_ids=excluded,
-            first_text=first_text, chunk=limit.waiting, disable_tqdm=disable_tqdm,
-        )  # fmt: skip
+        identity = {"teacher_sha256": teacher.fingerprint, **{name: sampling[name] for name in _SAMPLE_OPTIONS}}
         if old is not None:
-            whole = old.sample.merge(whole, max_occurrences)
-        if not len(whole.token_ids):
-            raise ValueError(
-                "The texts hold special tokens alone; with special_tokens=False nothing is left to build from."
-            )
-        sample, kept = whole, None
-        if min_count > 1:
-            sample = whole.without_rare(min_count)
-            if keep_samples is None and old is None:
-                whole = sample  # the teacher need not read what is left out
-            else:
-                left_in = whole.totals[whole.token_ids] >= min_count
-                kept = np.where(left_in, left_in.cumsum() - 1, -1)
-        allowed = None
-        if budget is not None:
-            shape = {"dim": teacher.dim, "dtype": dtype, "codes": (codes or 0) * code_levels}
-            allowed = enough_senses(budget, sample.totals, **shape)
-            metadata["clustering"]["budget_senses"] = allowed
-        _check_disk(work.folder, len(whole.token_ids), teacher.dim)
-        work.allocate(len(whole.token_ids), teacher.dim)
-        embed_sample(teacher, blocks, whole, batch_size, work, first_text=first_text, disable_tqdm=disable_tqdm)
-        if old is not None:
-            old.put_into(work, whole)
-        if keep_samples is not None:
-            keep_sample(
-                Path(keep_samples), whole, SampledVectors(work, len(whole.token_ids), teacher.dim), identity,
-                metadata["corpus"], ranks,
+            old.check(identity)
+        limit = MemoryLimit.of(max_memory)
+        metadata: dict[str, Any] = {
+            "teacher": teacher.description(),
+            "clustering": options
+            | ({} if budget is None else {"budget": budget})
+            | ({} if codes is None else {"codes": codes, "code_levels": code_levels}),
+            "sampling": sampling,
+        }
+        described = {**metadata, "teacher_sha256": teacher.fingerprint, "update": old and old.sha256}
+        with (
+            _folder_for_work(work_dir, max_memory) as folder,
+            contextlib.closing(UnfinishedBuild(folder, described, ranks)) as work,
+        ):
+            try:
+                blocks = read_blocks(
+                    teacher.form.joined(found, teacher.tokenizer), teacher.tokenizer, max_length, work.tokens, ranks,
+                    disable_tqdm=disable_tqdm,
+                )  # fmt: skip
+            except ChangedCorpus as error:
+                raise work.differs("corpus", "the texts it was begun with", f"others: {error}") from None
+            corpus = {
+                "name": corpus_name or _name_of(texts),
+                "split": str(split) if (split := getattr(texts, "split", None)) is not None else None,
+                "texts": blocks.texts,
+                "tokens": blocks.tokens,
+                "sha256": blocks.sha256,
+            }
+            work.check_corpus(corpus)
+            metadata["corpus"] = corpus if old is None else old.corpus_with(corpus)
+            excluded = () if special_tokens else tuple(teacher.tokenizer.all_special_ids)
+            first_text = 0 if old is None else old.texts
+            whole = draw_sample(
+                blocks, len(teacher.tokenizer), ranks, max_occurrences=max_occurrences, seed=seed, excluded_ids=excluded,
+                first_text=first_text, chunk=limit.waiting, disable_tqdm=disable_tqdm,
             )  # fmt: skip
-        vectors = SampledVectors(work, len(sample.token_ids), teacher.dim, kept)
-        bounds = np.searchsorted(sample.token_ids, np.arange(len(sample.totals) + 1)).astype(np.int64)
-        at_once = None if limit.vectors is None else max(1, limit.vectors // (4 * teacher.dim))
-        limits = None
-        if allowed is not None:
-            limits = shared_senses(
-                vectors, bounds, sample, options, allowed, seed, work, rows_at_once=at_once, disable_tqdm=disable_tqdm
+            if old is not None:
+                whole = old.sample.merge(whole, max_occurrences)
+            if not len(whole.token_ids):
+                raise ValueError(
+                    "The texts hold special tokens alone; with special_tokens=False nothing is left to build from."
+                )
+            sample, kept = whole, None
+            if min_count > 1:
+                sample = whole.without_rare(min_count)
+                if keep_samples is None and old is None:
+                    whole = sample  # the teacher need not read what is left out
+                else:
+                    left_in = whole.totals[whole.token_ids] >= min_count
+                    kept = np.where(left_in, left_in.cumsum() - 1, -1)
+            allowed = None
+            if budget is not None:
+                shape = {"dim": teacher.dim, "dtype": dtype, "codes": (codes or 0) * code_levels}
+                allowed = enough_senses(budget, sample.totals, **shape)
+                metadata["clustering"]["budget_senses"] = allowed
+            _check_disk(work.folder, len(whole.token_ids), teacher.dim)
+            work.allocate(len(whole.token_ids), teacher.dim)
+            embed_sample(teacher, blocks, whole, batch_size, work, first_text=first_text, disable_tqdm=disable_tqdm)
+            if old is not None:
+                old.put_into(work, whole)
+            if keep_samples is not None:
+                keep_sample(
+                    Path(keep_samples), whole, SampledVectors(work, len(whole.token_ids), teacher.dim), identity,
+                    metadata["corpus"], ranks,
+                )  # fmt: skip
+            vectors = SampledVectors(work, len(sample.token_ids), teacher.dim, kept)
+            bounds = np.searchsorted(sample.token_ids, np.arange(len(sample.totals) + 1)).astype(np.int64)
+            at_once = None if limit.vectors is None else max(1, limit.vectors // (4 * teacher.dim))
+            limits = None
+            if allowed is not None:
+                limits = shared_senses(
+                    vectors,
+                    bounds,
+                    sample,
+                    options,
+                    allowed,
+                    seed,
+                    work,
+                    rows_at_once=at_once,
+                    disable_tqdm=disable_tqdm,
+                )
+            clusters = cluster_parts(
+                vectors, bounds, sample, options, limits, seed, work, rows_at_once=at_once, disable_tqdm=disable_tqdm
             )
-        clusters = cluster_parts(
-            vectors, bounds, sample, options, limits, seed, work, rows_at_once=at_once, disable_tqdm=disable_tqdm
-        )
-        dictionary = assembled(clusters, sample.totals, limit.senses, metric, metadata, teacher)
-        if codes is not None:
-            quiet = disable_tqdm or (None if ranks.main else True)
-            dictionary.codes = fit_dictionary_codes(
-                dictionary, vectors, sample, codes, code_levels, seed=seed, disable_tqdm=quiet
-            )
-        if dtype != torch.float32:
-            dictionary = dictionary.to(dtype)
-        work.remove()
+            dictionary = assembled(clusters, sample.totals, limit.senses, metric, metadata, teacher)
+            if codes is not None:
+                quiet = disable_tqdm or (None if ranks.main else True)
+                dictionary.codes = fit_dictionary_codes(
+                    dictionary, vectors, sample, codes, code_levels, seed=seed, disable_tqdm=quiet
+                )
+            if dtype != torch.float32:
+                dictionary = dictionary.to(dtype)
+            work.remove()
     return dictionary
 
 

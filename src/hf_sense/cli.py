@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -174,43 +174,48 @@ def build(
     import torch
 
     from hf_sense import register
+    from hf_sense.build_checks import checked_options
     from hf_sense.builder import build_dictionary
     from hf_sense.teacher import load_teacher
 
     register()
+    most: int | str | None = int(max_senses) if max_senses and max_senses.isdigit() else max_senses
+    given: dict[str, Any] = {
+        "recipe": recipe.value,
+        "max_senses": most,
+        "budget": int(budget) if budget and budget.isdigit() else budget,
+        "codes": codes,
+        "code_levels": code_levels,
+        "metric": metric and metric.value,
+        "method": method and method.value,
+        "min_occurrences": min_occurrences,
+        "min_count": min_count,
+        "max_occurrences": max_occurrences,
+        "batch_size": batch_size,
+        "seed": seed,
+        "dtype": getattr(torch, dtype.value),
+        "max_memory": max_memory,
+    }
+    _, options = checked_options(**given)
     source = load_teacher(
         teacher, adapters=adapter or (), attention=attention.value, instruction=instruction, chat=chat
     )
     work_dir = work_dir or output.with_name(output.name + ".work")
-    most: int | str = int(max_senses) if max_senses and max_senses.isdigit() else max_senses or (100 if budget else 20)
     texts = show_plan(
-        source, texts, work_dir, yes, text_column=column, max_senses=most, max_occurrences=max_occurrences,
-        max_length=max_length, batch_size=batch_size, dtype=getattr(torch, dtype.value), max_memory=max_memory,
+        source, texts, work_dir, yes, text_column=column, max_senses=options["max_senses"], max_length=max_length,
+        max_occurrences=max_occurrences, batch_size=batch_size, dtype=given["dtype"], max_memory=max_memory,
     )  # fmt: skip
     dictionary = build_dictionary(
         source,
         texts,
         text_column=column,
-        recipe=recipe.value,
-        max_senses=most,
-        budget=int(budget) if budget and budget.isdigit() else budget,
-        codes=codes,
-        code_levels=code_levels,
-        metric=metric and metric.value,
-        method=method and method.value,
-        min_occurrences=min_occurrences,
-        min_count=min_count,
-        max_occurrences=max_occurrences,
         max_length=max_length,
         special_tokens=special_tokens,
-        batch_size=batch_size,
-        seed=seed,
-        dtype=getattr(torch, dtype.value),
-        max_memory=max_memory,
         work_dir=work_dir,
         update=update,
         keep_samples=keep_samples,
         corpus_name=dataset,
+        **given,
     )
     from hf_sense.ranks import processes
 

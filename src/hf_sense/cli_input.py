@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 _FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
 DATA_HELP = (
@@ -136,12 +136,12 @@ def check_no_model(output: Path) -> None:
         fail(f"--output {output} holds a model, as its config.json says. Give the dictionary a folder of its own.")
 
 
-def print_table(figures: dict[str, Any]) -> None:
+def print_table(figures: dict[str, Any], file: TextIO | None = None) -> None:
     """Prints names and figures in two columns."""
     width = max(map(len, figures))
     for name, value in figures.items():
-        shown = f"{value:.4g}" if isinstance(value, float) else f"{value:,}"
-        print(f"{name.replace('_', ' '):<{width}}  {shown}")
+        shown = value if isinstance(value, str) else f"{value:.4g}" if isinstance(value, float) else f"{value:,}"
+        print(f"{name.replace('_', ' '):<{width}}  {shown}", file=file)
 
 
 def fail(message: str) -> NoReturn:

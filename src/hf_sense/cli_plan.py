@@ -70,7 +70,7 @@ def show_plan(teacher: Any, data: Any, work_dir: Path, yes: bool, **options: Any
     state = processes()
     if state.is_main_process:
         found = plan_build(teacher, first, processes=state.num_processes, **options)
-        print_table(found.table())
+        print_table(found.table(), sys.stderr)
         there = work_dir.absolute()
         while not there.exists():
             there = there.parent

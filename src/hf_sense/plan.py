@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,7 +117,7 @@ def plan_build(
         teacher.form.joined(first, teacher.tokenizer), teacher.tokenizer, limit, quiet=True, disable_tqdm=True
     )
     known = number_of_texts
-    if known is None and hasattr(texts, "__len__"):
+    if known is None and isinstance(texts, Sized):
         known = len(texts)
     if known is None and len(first) < _TEXTS:
         known = len(first)

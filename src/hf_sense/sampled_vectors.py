@@ -56,7 +56,9 @@ class SampledVectors:
                 self._fill(found, own.start, own.stop)
             return found
         for target, part in enumerate(wanted):
-            for source in range(self._ranks.count if part is not None else 0):
+            if part is None:
+                continue
+            for source in range(self._ranks.count):
                 mine = self._here(part.start, part.stop) if source == self._ranks.rank else []
                 sent = self._ranks.send(mine, source, target)
                 for rows, vectors in zip(sent[::2], sent[1::2], strict=True) if sent else ():

@@ -128,10 +128,10 @@ class OccurrenceSampler:
             self._sort()
 
     def _sort(self) -> None:
-        columns = [np.concatenate(parts) for parts in zip(*self._waiting, strict=True)]
+        tokens, priorities, texts, positions = (np.concatenate(parts) for parts in zip(*self._waiting, strict=True))
         self._waiting, self._number = [], 0
         none = np.zeros_like(self._totals)
-        fresh = OccurrenceSample(*columns, np.ones(len(columns[0]), np.int64), none)
+        fresh = OccurrenceSample(tokens, priorities, texts, positions, np.ones(len(tokens), np.int64), none)
         self._sample = self._sample.merge(fresh, self._max)
         counts = np.bincount(self._sample.token_ids, minlength=len(self._totals))
         full = np.flatnonzero(counts == self._max)
