@@ -463,15 +463,18 @@ class SenseDictionary:
             )  # fmt: skip
         blocks, small, described = storage.read_dictionary(folder / subfolder, verify, str(Path(name, subfolder)))
         own = storage.own_keys(described["format_version"])
-        dictionary = cls(
-            blocks,
-            **{name: tensor for name, tensor in small.items() if name not in ("codes", "code_scales")},
-            codes=ResidualCodes.of(small),
-            metric=described["metric"],
-            tokenizer_fingerprint=described["tokenizer_fingerprint"],
-            metadata={key: value for key, value in described.items() if key not in own},
-            check_values=False,  # done, or not asked for
-        )
+        try:
+            dictionary = cls(
+                blocks,
+                **{name: tensor for name, tensor in small.items() if name not in ("codes", "code_scales")},
+                codes=ResidualCodes.of(small),
+                metric=described["metric"],
+                tokenizer_fingerprint=described["tokenizer_fingerprint"],
+                metadata={key: value for key, value in described.items() if key not in own},
+                check_values=False,  # done, or not asked for
+            )
+        except ValueError as error:
+            raise ValueError(f"{folder / subfolder}: {error}") from error
         dictionary._checksums = described["sha256"]
         dictionary.hub_source = None if commit is None else hub.Source(name, commit)
         return dictionary

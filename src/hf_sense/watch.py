@@ -58,8 +58,11 @@ class Watch:
         self._store = store or dist.TCPStore(host, port, is_master=False, timeout=wait)
         self._store.set(f"beat{self.ranks.rank}", "0")
         self.ranks.wait()
+        self._heard = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="hf-sense-watch", daemon=True)
         self._thread.start()
+        if not self.ranks.main:
+            threading.Thread(target=self._guard, name="hf-sense-guard", daemon=True).start()
         return self
 
     def __exit__(
@@ -114,6 +117,7 @@ class Watch:
         last = {rank: ("", time.monotonic()) for rank in range(self.ranks.count) if rank != self.ranks.rank}
         while not self._over.wait(_SECONDS_BETWEEN_BEATS):
             beat += 1
+            self._heard = time.monotonic()
             try:
                 self._store.set(f"beat{self.ranks.rank}", str(beat))
                 for rank, (seen, since) in last.items():
@@ -126,6 +130,13 @@ class Watch:
                         return self._stop(self._silent(rank))
             except RuntimeError:
                 return None if self._over.wait(_SECONDS_BETWEEN_BEATS) else self._stop(self._silent(0))
+        return None
+
+    def _guard(self) -> None:
+        """Where the process that holds the store hangs, whoever asks it hangs too."""
+        while not self._over.wait(_SECONDS_BETWEEN_BEATS):
+            if time.monotonic() - self._heard > _SECONDS_OF_SILENCE:
+                return self._stop(self._silent(0))
         return None
 
     def _silent(self, rank: int) -> str:
