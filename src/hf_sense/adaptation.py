@@ -42,8 +42,8 @@ from hf_sense.adapters import save_adapter
 from hf_sense.checkpoints import last_checkpoint
 from hf_sense.corpus import encode_corpus, iterate_texts
 from hf_sense.decoders import blind_cases, is_decoder, open_attention
+from hf_sense.files import write_text
 from hf_sense.ranks import processes
-from hf_sense.storage import write_text
 
 logger = logging.getLogger(__name__)
 

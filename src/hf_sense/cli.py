@@ -292,7 +292,7 @@ def evaluate(
 
     from hf_sense import register
     from hf_sense.evaluation import embed, few_shot_accuracy, linear_probe
-    from hf_sense.storage import write_text
+    from hf_sense.files import write_text
 
     register()
     loaded, tokenizer = AutoModel.from_pretrained(model), AutoTokenizer.from_pretrained(model)

@@ -19,6 +19,7 @@ from hf_sense.model_card import Provenance, dictionary_card, write_card
 from hf_sense.ragged import Metric, check_metric
 from hf_sense.residual_codes import ResidualCodes
 from hf_sense.row_blocks import RowBlocks
+from hf_sense.saving import write_dictionary
 from hf_sense.vocabulary import token_id_of as token_id_of
 from hf_sense.vocabulary import tokenizer_fingerprint as tokenizer_fingerprint
 
@@ -372,7 +373,7 @@ class SenseDictionary:
             **({} if self.codes is None else {"code_levels": self.codes.levels, "num_codes": self.codes.num_codes}),
             **self.metadata,
         }
-        storage.write_dictionary(folder, self._table.blocks, self._small_tensors(), description, max_shard_size)
+        write_dictionary(folder, self._table.blocks, self._small_tensors(), description, max_shard_size)
         write_card(folder, dictionary_card(folder.name, self.metadata, self.summary()))
 
     def push_to_hub(

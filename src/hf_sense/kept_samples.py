@@ -18,11 +18,11 @@ import numpy as np
 import torch
 
 from hf_sense.drawing import sample_of, tensors_of
+from hf_sense.files import write_text
 from hf_sense.ranks import Ranks
 from hf_sense.sampled_vectors import SampledVectors
 from hf_sense.sampling import OccurrenceSample
 from hf_sense.segments import Piece, read_checked, write_checked
-from hf_sense.storage import write_text
 from hf_sense.unfinished import UnfinishedBuild
 
 JSON_NAME = "sense_samples.json"

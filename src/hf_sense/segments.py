@@ -18,7 +18,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from hf_sense.storage import sha256_of, write_atomically
+from hf_sense.files import write_atomically
+from hf_sense.storage import sha256_of
 
 logger = logging.getLogger(__name__)
 

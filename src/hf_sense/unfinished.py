@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from hf_sense import __version__
+from hf_sense.files import write_text
 from hf_sense.ranks import Ranks
 from hf_sense.segments import Segments, read_checked, remove, write_checked
-from hf_sense.storage import write_text
 
 _LOCK = "build.lock"
 
