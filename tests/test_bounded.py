@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+
 import pytest
 import torch
 
@@ -109,3 +112,38 @@ def test_damaged_work_is_done_again(teacher, texts, tmp_path, monkeypatch, caplo
     assert found.fingerprint == whole.fingerprint
     assert 1 <= len(calls) < 6
     assert "damaged" in caplog.text
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a disk of its own, of so many kilobytes; a function that makes it larger."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(size, *more):
+        command = ["mount", "-t", "tmpfs", "-o", ",".join((f"size={size}k", *more)), "tmpfs", str(folder)]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    if shutil.which("mount") is None or mount(60).returncode:
+        pytest.skip("this machine does not let a test mount a disk")
+    yield folder, lambda size: mount(size, "remount")
+    subprocess.run(["umount", str(folder)], check=False)
+
+
+def test_a_disk_that_fills_up_in_the_middle(teacher, texts, small_disk, monkeypatch):
+    """A full disk leaves half a piece, or the work before it is lost."""
+    folder, grow = small_disk
+    monkeypatch.setattr("hf_sense.embedding._BYTES_A_PIECE", 2000)
+    monkeypatch.setattr("hf_sense.builder.free_bytes", lambda folder: 10**9)  # as if others filled it meanwhile
+    whole = build_dictionary(teacher, texts, max_senses=3, batch_size=4)
+    calls, original = [], Teacher.hidden_states
+    monkeypatch.setattr(Teacher, "hidden_states", lambda *a, **k: calls.append(1) or original(*a, **k))
+    with pytest.raises(OSError, match=r"could not take .*make room, and give the same command again"):
+        build_dictionary(teacher, texts, max_senses=3, batch_size=4, work_dir=folder / "work")
+    before = len(calls)
+    assert 3 < before < 15
+    assert list((folder / "work").glob("vectors-*"))
+    assert grow(4000).returncode == 0
+    found = build_dictionary(teacher, texts, max_senses=3, batch_size=4, work_dir=folder / "work")
+    assert found.fingerprint == whole.fingerprint
+    assert len(calls) <= 15 + 2  # the batch that failed, and what waited with it
