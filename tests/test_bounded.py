@@ -124,7 +124,7 @@ def small_disk(tmp_path):
         command = ["mount", "-t", "tmpfs", "-o", ",".join((f"size={size}k", *more)), "tmpfs", str(folder)]
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
-    if shutil.which("mount") is None or mount(60).returncode:
+    if shutil.which("mount") is None or mount(96).returncode:
         pytest.skip("this machine does not let a test mount a disk")
     yield folder, lambda size: mount(size, "remount")
     subprocess.run(["umount", str(folder)], check=False)

@@ -158,7 +158,6 @@ def test_a_rank_that_dies_or_hangs_stops_the_others_and_three_go_on(run, tmp_pat
 
 def test_an_error_of_one_rank_reaches_the_others(run, tmp_path):
     """One rank finds a fault, and the others hang without a word of it."""
-    (tmp_path / "texts.txt").write_text("\n".join([f"the bank {n}" for n in range(40)]), encoding="utf-8")
     states = "return original(self, *args, **kwargs)"
     poison = SCRIPT.replace(states, f"{states} * (float('nan') if torch.distributed.get_rank() else 1)")
     (tmp_path / "build.py").write_text(poison, encoding="utf-8")

@@ -23,7 +23,7 @@ from hf_sense.build_checks import check_clustering, checked_length, checked_opti
 from hf_sense.code_training import fit_dictionary_codes
 from hf_sense.corpus import iterate_texts
 from hf_sense.dictionary import SenseDictionary
-from hf_sense.drawing import draw_sample
+from hf_sense.drawing import draw_sample, kept_sample
 from hf_sense.embedding import embed_sample
 from hf_sense.kept_samples import KeptSample, check_keep, keep_sample
 from hf_sense.memory import MemoryLimit, shown_bytes
@@ -172,9 +172,12 @@ def build_dictionary(
             metadata["corpus"] = corpus if old is None else old.corpus_with(corpus)
             excluded = () if special_tokens else tuple(teacher.tokenizer.all_special_ids)
             first_text = 0 if old is None else old.texts
-            whole = draw_sample(
-                blocks, len(teacher.tokenizer), ranks, max_occurrences=max_occurrences, seed=seed, excluded_ids=excluded,
-                first_text=first_text, chunk=limit.waiting, disable_tqdm=disable_tqdm,
+            whole = kept_sample(
+                work,
+                lambda: draw_sample(
+                    blocks, len(teacher.tokenizer), ranks, max_occurrences=max_occurrences, seed=seed, excluded_ids=excluded,
+                    first_text=first_text, chunk=limit.waiting, disable_tqdm=disable_tqdm,
+                ),
             )  # fmt: skip
             if old is not None:
                 whole = old.sample.merge(whole, max_occurrences)

@@ -5,6 +5,7 @@ How a sample is drawn and merged stands in ``hf_sense.sampling``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from tqdm.auto import tqdm
 from hf_sense.blocks import BLOCK, Blocks
 from hf_sense.ranks import Ranks
 from hf_sense.sampling import OccurrenceSample, OccurrenceSampler
+from hf_sense.unfinished import UnfinishedBuild
 
 _COLUMNS = ("token_ids", "priorities", "texts", "positions", "weights", "totals")
 
@@ -63,6 +65,21 @@ def draw_sample(
         sent = ranks.send(tensors_of(sample) if ranks.main else [], 0, target)
         sample = sample_of(sent) if sent else sample
     return sample
+
+
+def kept_sample(work: UnfinishedBuild, draw: Callable[[], OccurrenceSample]) -> OccurrenceSample:
+    """The sample that the folder of an unfinished build holds, or else a new one, which it then holds."""
+    done = work.parts_done("sample", 1)
+    if done:
+        return sample_of([found.clone() for found in _in_order(work.all_parts("sample", [done[0]])[0])])
+    sample = draw()
+    if work.folder is not None and (work.ranks.main or not work.shared):
+        work.save_part(0, dict(zip(_COLUMNS, tensors_of(sample), strict=True)), "sample")
+    return sample
+
+
+def _in_order(columns: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    return [columns[name] for name in _COLUMNS]
 
 
 def tensors_of(sample: OccurrenceSample) -> list[torch.Tensor]:

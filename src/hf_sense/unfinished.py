@@ -161,7 +161,7 @@ class UnfinishedBuild:
         """Removes what this build wrote, and the folder if nothing else is in it."""
         self.ranks.wait()
         if self.folder is not None and (self.ranks.main or not self.shared):
-            kinds = ("tokens", "vectors", "curves", "part")
+            kinds = ("tokens", "sample", "vectors", "curves", "part")
             remove(self.folder, *(f"{kind}-*.safetensors" for kind in kinds), "corpus.json", "build.json", _LOCK)
             self.close()
             if not any(self.folder.iterdir()):
