@@ -50,12 +50,13 @@ bench-accuracy: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/learned_senses.py --data $(DATA)/banking77
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/learned_senses.py --data $(DATA)/tweeteval_emotion --shots 16 --epochs 5
 
-# Builds of any size: growth, two processes, kills, faults, broken input, and what a cluster would do; one to two hours. No data needed.
+# Builds of any size: growth, two processes, kills, faults, broken input, and what a cluster would do; one to two hours.
 bench-scale: .venv/ready
 	$(BIN)/python benchmarks/scale.py
 	$(BIN)/python benchmarks/soak.py --tokens 2e7 --kills 20
 	$(BIN)/python benchmarks/faults.py
 	$(BIN)/python benchmarks/fuzz.py --cases 1000000
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/one_pass.py --data $(DATA)/banking77
 	$(BIN)/python benchmarks/cluster.py
 	$(BIN)/python benchmarks/sizes.py
 
