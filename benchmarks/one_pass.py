@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python benchmarks/one_pass.py --data FOLDER
 
 The folder holds ``train.jsonl`` and ``test.jsonl`` with ``{"text": ..., "label": ...}`` a line. Dictionaries of the train texts,
-in the order of the file and shuffled: built as usual, streamed after a start on the first texts, and that start alone. The error is
+in the order of the file and shuffled: built as usual, streamed after a start on the first texts, that start alone. The error is
 the mean squared distance of the train texts' occurrences to the nearest of their token's senses, over that of the usual build;
 tokens that have no senses yet are left out of it and counted. Accuracy: logistic regression on a few labelled texts a class, ten
 draws, on the teacher's states replaced by senses. The teacher reads all texts once.
