@@ -68,7 +68,7 @@ class SenseDataCollator:
         batch = {}
         for name, fill in fills.items():
             if name in rows[0]:
-                own = [row.get(name) for row in rows]
+                own: list[Any] = [row.get(name) for row in rows]
                 if any(values is None or len(values) != length for values, length in zip(own, lengths)):
                     raise ValueError(
                         f"Every row should have as many {name} as input_ids, but they have "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def write_dictionary(
         # All are written before the first gets its name; the description comes last.
         with staged() as waiting:
             for name, tensors in files.items():
-                waiting.add(folder / name, lambda path, own=tensors: save_file(own, path, metadata=about))
+                waiting.add(folder / name, partial(_write, tensors, about))
             if len(parts) > 1:
                 weight_map = {key: name for name, tensors in files.items() for key in tensors}
                 total = sum(tensor.nbytes for tensors in files.values() for tensor in tensors.values())
@@ -64,3 +65,7 @@ def write_dictionary(
             path.unlink(missing_ok=True)
     finally:
         (folder / SAVING_NAME).unlink(missing_ok=True)
+
+
+def _write(tensors: dict[str, torch.Tensor], about: dict[str, str], path: Path) -> None:
+    save_file(tensors, path, metadata=about)
