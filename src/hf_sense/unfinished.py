@@ -20,6 +20,8 @@ from hf_sense.ranks import Ranks
 from hf_sense.segments import Segments, read_checked, remove, write_checked
 
 _LOCK = "build.lock"
+# Of the files in the folder; work of another layout cannot be gone on from.
+_LAYOUT = 2
 
 
 class UnfinishedBuild:
@@ -47,7 +49,7 @@ class UnfinishedBuild:
         self._lock: Any = None
         self.whole: torch.Tensor | None = None
         if folder is not None:
-            self._description = json.loads(json.dumps({**description, "library_version": __version__}))
+            self._description = json.loads(json.dumps({**description, "layout": _LAYOUT, "library_version": __version__}))
             self._take_folder(folder)
         self.tokens = Segments(folder, "tokens")
         self.vectors = Segments(folder, "vectors")
