@@ -52,7 +52,9 @@ def start(folder, teacher, count, name, work, pause=0.0, options="{}"):
         port = free.getsockname()[1]
     ranks = []
     for rank in range(count):
-        place = {"one": f"work-{name}", "own": f"work-{name}-{rank}", "": ""}.get(work, work)
+        place = {"one": f"work-{name}", "own": f"work-{name}-{rank}", "pairs": f"work-{name}-{rank // 2}", "": ""}.get(
+            work, work
+        )
         command = [sys.executable, "build.py", str(teacher), "texts.txt", f"{name}-{rank}", place, str(pause), options]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
         if count > 1:
@@ -124,6 +126,23 @@ def test_budgets_and_codes_on_two_ranks(run, tmp_path, options):
     for started in ranks:
         finished(started)
     assert files(tmp_path / "two-0") == files(tmp_path / "two-1") == files(tmp_path / "one-0")
+
+
+def test_two_machines_of_two_ranks_each_stopped_and_resumed(run, tmp_path):
+    """Ranks of one machine take each other for another build; or a piece that both see counts twice."""
+    options = "{'max_senses': 1, 'codes': 4}"
+    finished(run(1, "one", "", options=options))
+    ranks = run(4, "pairs", "pairs", pause=0.1, options=options)
+    begun(ranks[3], 3)
+    for process in ranks:
+        process.kill()
+    for process in ranks:
+        process.communicate()
+    assert len(list(tmp_path.glob("work-pairs-*/vectors-*"))) > 4
+    finished(run(4, "pairs", "pairs", options=options))
+    for rank in range(4):
+        assert files(tmp_path / f"pairs-{rank}") == files(tmp_path / "one-0")
+    assert not list(tmp_path.glob("work-*"))
 
 
 def begun(process, batches):

@@ -73,7 +73,7 @@ def kept_sample(work: UnfinishedBuild, draw: Callable[[], OccurrenceSample]) -> 
     if done:
         return sample_of([found.clone() for found in _in_order(work.all_parts("sample", [done[0]])[0])])
     sample = draw()
-    if work.folder is not None and (work.ranks.main or not work.shared):
+    if work.folder is not None and work.leads:
         work.save_part(0, dict(zip(_COLUMNS, tensors_of(sample), strict=True)), "sample")
     return sample
 

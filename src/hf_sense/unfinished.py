@@ -37,6 +37,7 @@ class UnfinishedBuild:
         vectors: pieces of the vectors.
         whole: float32 ``(n, dim)``, all vectors of a process that works alone in memory, after ``allocate``.
         shared: whether all ranks see one folder.
+        leads: whether this rank writes for all that see its folder.
 
     Raises:
         ValueError: if the folder holds other files, or the work of another build, with both descriptions; or if another process
@@ -48,23 +49,33 @@ class UnfinishedBuild:
         self._parts: dict[tuple[str, int], dict[str, torch.Tensor]] = {}
         self._lock: Any = None
         self.whole: torch.Tensor | None = None
+        self.leads, self._places = True, (0, 1)
         if folder is not None:
-            self._description = json.loads(json.dumps({**description, "layout": _LAYOUT, "library_version": __version__}))
+            self._description = json.loads(
+                json.dumps({**description, "layout": _LAYOUT, "library_version": __version__})
+            )
             self._take_folder(folder)
         self.tokens = Segments(folder, "tokens")
         self.vectors = Segments(folder, "vectors")
+        if not self.shared:  # each piece is one rank's to send
+            self.vectors.pieces = self.vectors.pieces[self._places[0] :: self._places[1]]
         ranks.wait()
 
     def _take_folder(self, folder: Path) -> None:
-        fault = _fault_of(folder, self._description, self._open) if self.ranks.main else None
-        fault, name = self.ranks.share((fault, self._name() if self.ranks.main and fault is None else None), 0)
-        sees = self.ranks.main or (fault is None and self._sees(name))
-        self.shared = all(self.ranks.gather(sees))
-        if not sees and fault is None:  # a machine of its own
-            fault = _fault_of(folder, self._description, self._open)
-        faults = [found for found in self.ranks.gather(fault) if found]
-        if faults:
-            raise ValueError(faults[0])
+        """Ranks that see the same folder have one leader, who takes it for all of them."""
+        leader: int | None = None
+        while None in (leaders := self.ranks.gather(leader)):
+            first = leaders.index(None)
+            fault = _fault_of(folder, self._description, self._open) if self.ranks.rank == first else None
+            mine = self._name() if self.ranks.rank == first and fault is None else None
+            fault, name = self.ranks.share((fault, mine), first)
+            if fault is not None:
+                raise ValueError(fault)
+            if self.ranks.rank == first or (leader is None and self._sees(name)):
+                leader = first
+        self.leads, self.shared = leader == self.ranks.rank, set(leaders) == {0}
+        with_me = [rank for rank, own in enumerate(leaders) if own == leader]
+        self._places = with_me.index(self.ranks.rank), len(with_me)
 
     def _open(self, folder: Path) -> None:
         """Takes the folder for this process, removes writes that were cut off, and notes whose work it holds."""
@@ -77,9 +88,9 @@ class UnfinishedBuild:
     def _name(self) -> str:
         return str(_described(self._folder / "build.json").get("id"))
 
-    def _sees(self, name: str | None) -> bool:
+    def _sees(self, name: str) -> bool:
         path = self._folder / "build.json"
-        return name is not None and path.is_file() and _described(path).get("id") == name
+        return path.is_file() and _described(path).get("id") == name
 
     @property
     def _folder(self) -> Path:
@@ -97,7 +108,7 @@ class UnfinishedBuild:
         if path.is_file() and (before := _described(path)) != found:
             raise self.differs("corpus", before, found)
         self.ranks.wait()
-        if not path.is_file() and (self.ranks.main or not self.shared):
+        if self.leads and not path.is_file():
             write_text(path, json.dumps(found))
 
     def allocate(self, n: int, dim: int) -> None:
@@ -162,7 +173,7 @@ class UnfinishedBuild:
     def remove(self) -> None:
         """Removes what this build wrote, and the folder if nothing else is in it."""
         self.ranks.wait()
-        if self.folder is not None and (self.ranks.main or not self.shared):
+        if self.folder is not None and self.leads:
             kinds = ("tokens", "sample", "vectors", "curves", "part")
             remove(self.folder, *(f"{kind}-*.safetensors" for kind in kinds), "corpus.json", "build.json", _LOCK)
             self.close()
