@@ -20,10 +20,10 @@ lint: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The real teacher is fetched if it can be; without it the tests that need it skip and say so.
+# The real teacher is fetched if it can be; without it the tests that need it skip and say so. A file of tests is one process's.
 test: lint
 	-$(BIN)/python examples/real_data.py
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 # Speed, in about 20 minutes: writes benchmarks/results.json and docs/performance.md.
 bench: .venv/ready
