@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import signal
 import statistics
 import subprocess
@@ -101,22 +102,18 @@ def _reading(said: list[dict[str, float]]) -> dict[str, float]:
 
 def disturbed(options: argparse.Namespace, seconds: float) -> dict[str, Any]:
     """The same build, killed so many times at random moments; what each kill cost."""
-    draw, kills, lost = random.Random(options.seed), 0, []
+    draw, kills, ends, equal, lost = random.Random(options.seed), 0, 0, 0, []
     begin = time.monotonic()
-    while True:
+    while kills < options.kills or not ends:
         process = start(options, options.work / "again")
         # Long enough, on average, to get a part of the way.
-        limit = draw.uniform(0.05, 1.9) * (seconds / options.kills + options.least) if kills < options.kills else None
+        share = seconds / max(1, options.kills) + options.least
         try:
-            process.wait(timeout=limit)
+            process.wait(timeout=draw.uniform(0.05, 1.9) * share if kills < options.kills else None)
         except subprocess.TimeoutExpired:
             folder = options.work / "unfinished"
-            newest = (
-                max((file.stat().st_mtime for file in folder.glob("*")), default=time.time())
-                if folder.is_dir()
-                else 0.0
-            )
-            lost.append(time.time() - newest if newest else 0.0)
+            saves = [file.stat().st_mtime for file in folder.glob("*")] if folder.is_dir() else []
+            lost.append(time.time() - max(saves, default=time.time()))
             process.send_signal(signal.SIGKILL)
             process.wait()
             kills += 1
@@ -124,13 +121,20 @@ def disturbed(options: argparse.Namespace, seconds: float) -> dict[str, Any]:
             continue
         if process.returncode:
             raise SystemExit(f"The build failed after {kills} kills.")
-        break
-    names = sorted(path.name for path in (options.work / "whole").iterdir())
-    equal = all((options.work / "whole" / n).read_bytes() == (options.work / "again" / n).read_bytes() for n in names)
+        ends += 1
+        equal += _same(options.work / "whole", options.work / "again")
+        shutil.rmtree(options.work / "again")
     return {
-        "kills": kills, "equal": equal, "seconds": time.monotonic() - begin, "most lost": max(lost, default=0.0),
-        "median lost": statistics.median(lost) if lost else 0.0, "left over": (options.work / "unfinished").exists(),
+        "kills": kills, "ends": ends, "equal": equal == ends, "seconds": time.monotonic() - begin,
+        "most lost": max(lost, default=0.0), "median lost": statistics.median(lost) if lost else 0.0,
+        "left over": (options.work / "unfinished").exists(),
     }  # fmt: skip
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether two dictionaries have the same bytes; the card beside them names its folder."""
+    names = sorted(path.name for path in one.glob("sense_*"))
+    return all((other / name).is_file() and (one / name).read_bytes() == (other / name).read_bytes() for name in names)
 
 
 def main() -> None:
@@ -165,8 +169,8 @@ def main() -> None:
         )
         found = disturbed(options, whole["seconds"])
         print(
-            f"killed {found['kills']} times: {'the same bytes' if found['equal'] else 'OTHER BYTES'}, {found['seconds']:.0f} s "
-            f"in all; since the last save at the most {found['most lost']:.0f} s, in the median {found['median lost']:.0f} s"
+            f"killed {found['kills']} times, ended {found['ends']} times: "
+            f"{'the same bytes' if found['equal'] else 'OTHER BYTES'}, {found['seconds']:.0f} s in all; since the last save at the most {found['most lost']:.0f} s, in the median {found['median lost']:.0f} s"
         )
         save(options.output, {"machine": machine(), "tokens": options.tokens, "undisturbed": whole, "killed": found})
     if not found["equal"] or found["left over"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import random
 
@@ -107,5 +108,7 @@ def base(decoder_tokenizer, tmp_path_factory):
         num_key_value_heads=1, max_position_embeddings=64, initializer_range=0.3,
     )  # fmt: skip
     LlamaModel(config).save_pretrained(folder)
-    decoder_tokenizer.save_pretrained(folder)
+    tokenizer = copy.deepcopy(decoder_tokenizer)
+    tokenizer.pad_token = None  # a teacher that was loaded with the shared one gave it one
+    tokenizer.save_pretrained(folder)
     return folder
