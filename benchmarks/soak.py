@@ -168,10 +168,9 @@ def main() -> None:
             f"texts a second while reading: {', '.join(f'{name} {value:.4g}' for name, value in whole['reading'].items())}"
         )
         found = disturbed(options, whole["seconds"])
-        print(
-            f"killed {found['kills']} times, ended {found['ends']} times: "
-            f"{'the same bytes' if found['equal'] else 'OTHER BYTES'}, {found['seconds']:.0f} s in all; since the last save at the most {found['most lost']:.0f} s, in the median {found['median lost']:.0f} s"
-        )
+        print(f"killed {found['kills']} times, ended {found['ends']} times, {found['seconds']:.0f} s in all:")
+        print("the same bytes" if found["equal"] else "OTHER BYTES")
+        print(f"since the last save at most {found['most lost']:.0f} s, in the median {found['median lost']:.0f} s")
         save(options.output, {"machine": machine(), "tokens": options.tokens, "undisturbed": whole, "killed": found})
     if not found["equal"] or found["left over"]:
         raise SystemExit("Something was lost, or left over.")
