@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DATA ?= ../shared/data
 
-.PHONY: demo test lint bench bench-accuracy bench-decoders docs clean
+.PHONY: demo test lint bench bench-accuracy bench-decoders bench-scale docs clean
 
 # torch goes first and by its pinned version: the resolver then leaves it alone.
 .venv/ready: pyproject.toml constraints.txt
@@ -20,10 +20,10 @@ lint: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The real teacher is fetched if it can be; without it the tests that need it skip and say so.
+# The real teacher is fetched if it can be; without it the tests that need it skip and say so. A file of tests is one process's.
 test: lint
 	-$(BIN)/python examples/real_data.py
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 # Speed, in about 20 minutes: writes benchmarks/results.json and docs/performance.md.
 bench: .venv/ready
@@ -49,6 +49,16 @@ bench-accuracy: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/domain_students.py --data $(DATA)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/learned_senses.py --data $(DATA)/banking77
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/learned_senses.py --data $(DATA)/tweeteval_emotion --shots 16 --epochs 5
+
+# Builds of any size: growth, two processes, kills, faults, broken input, and what a cluster would do; one to two hours.
+bench-scale: .venv/ready
+	$(BIN)/python benchmarks/scale.py
+	$(BIN)/python benchmarks/soak.py --tokens 2e7 --kills 20
+	$(BIN)/python benchmarks/faults.py
+	$(BIN)/python benchmarks/fuzz.py --cases 1000000
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/one_pass.py --data $(DATA)/banking77
+	$(BIN)/python benchmarks/cluster.py
+	$(BIN)/python benchmarks/sizes.py
 
 # A small decoder is fetched, adapted both ways on texts without labels (resumes), and measured: about an hour.
 ADAPT = $(BIN)/hf-sense adapt --base "$$base" --dataset $(DATA)/banking77/train.jsonl --max-length 64 --bf16 true

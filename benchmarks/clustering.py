@@ -42,11 +42,11 @@ def sampled(args: argparse.Namespace) -> dict[str, Any]:
     path = args.work / f"vectors-{args.texts or 'all'}.safetensors"
     if path.is_file():
         return {**load_file(path), "seconds": json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))}
-    # Private, so that what is timed is the building and no likeness of it.
     from hf_sense import load_teacher
-    from hf_sense.builder import _embed_sample
-    from hf_sense.corpus import encode_corpus
-    from hf_sense.sampling import sample_occurrences
+    from hf_sense.blocks import read_blocks
+    from hf_sense.drawing import draw_sample
+    from hf_sense.embedding import embed_sample
+    from hf_sense.ranks import Ranks
     from hf_sense.unfinished import UnfinishedBuild
 
     texts = []
@@ -55,11 +55,15 @@ def sampled(args: argparse.Namespace) -> dict[str, Any]:
             texts += [json.loads(line)["text"] for line in lines][: args.texts]
     teacher = load_teacher(args.teacher or default_teacher())
     begin = time.perf_counter()
-    corpus = encode_corpus(teacher.form.joined(texts, teacher.tokenizer), teacher.tokenizer, teacher.max_length)
+    work = UnfinishedBuild(None, {}, Ranks())
+    joined = teacher.form.joined(texts, teacher.tokenizer)
+    blocks = read_blocks(joined, teacher.tokenizer, teacher.max_length, work.tokens, work.ranks)
     encoded = time.perf_counter()
-    sample = sample_occurrences(corpus, len(teacher.tokenizer), max_occurrences=1000)
+    sample = draw_sample(blocks, len(teacher.tokenizer), work.ranks, max_occurrences=1000)
     drawn = time.perf_counter()
-    vectors = _embed_sample(teacher, corpus, sample, 32, UnfinishedBuild(None, {}), None)
+    work.allocate(len(sample.token_ids), teacher.dim)
+    embed_sample(teacher, blocks, sample, 32, work)
+    vectors = work.whole
     seconds = {"tokenizing": encoded - begin, "sampling": drawn - encoded, "teacher": time.perf_counter() - drawn}
     sizes = np.unique(sample.token_ids, return_counts=True)[1]
     offsets, weights = torch.tensor([0, *sizes]).cumsum(0), torch.from_numpy(sample.weights)

@@ -18,8 +18,9 @@ Teacher: all-MiniLM-L6-v2, texts cut at 64 tokens; few-shot accuracy in percent,
 | a smaller dictionary | `--max-senses n/10,100`, or [codes](howto-codes.md), or a [budget](howto-settings.md#a-budget) |
 | what the paper does | `--recipe paper`; for the student `pooling="mean"`, `selection="hard"` |
 | clusters that are meanings of words | `--recipe words` ([why](results.md#do-senses-match-meanings-coarsewsd-20-ten-words)) |
-| a small and fast student for texts like its own | `hf-sense distill --backbone context --learning-rate 5e-3` |
-| a student made of senses | `hf-sense distill --num-hidden-layers 1 --learning-rate 1e-3` |
+| as small as keeps the accuracy | `--max-senses 1 --codes 256 --code-levels 2 --min-count 2 --dtype int8` |
+| a small, fast student for texts like its own | `build --min-count 2`, `distill --backbone context --learning-rate 5e-3` |
+| a student made of senses | `hf-sense distill --num-hidden-layers 1 --learning-rate 4e-3`, `selection="soft"` |
 
 A recipe names metric and method together; `--metric`, `--method` or the keywords of `build_dictionary` beside it go before it.
 

@@ -1,130 +1,143 @@
-"""What a decoder, its student and its dictionary weigh, from the configuration alone: no weights are needed.
+"""What a build takes as the corpus grows, and what a second process brings.
 
     python benchmarks/scale.py
 
-Llama-3-8B and a student of 4 layers, or any Llama-like ``--config`` (a folder or Hub id) and ``--layers``. The parameters are
-counted twice: by the formulas below, and on an empty model.
+Made-up text (``benchmarks/synthetic.py``) from 10^5 to 2 x 10^7 tokens, a small teacher, a limit of memory: peak memory of the
+process, tokens a second, seconds of each stage. Then a larger teacher, whose passes take most of the time, on one process and
+on two, one thread each.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
 
-import torch
-from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig, AutoModel, LlamaConfig
+import psutil
+from measure import machine, ratios, save, spread
+from synthetic import make_teacher, texts_of
 
-LLAMA_3_8B = {
-    "hidden_size": 4096,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "intermediate_size": 14336,
-    "vocab_size": 128256,
-}
-
-
-TEXT = 64  # tokens of the text whose operations are counted
-
-
-def layer_parameters(config: LlamaConfig) -> int:
-    """Queries and output, keys and values, the three matrices of the gated layer, two norms."""
-    width, head = config.hidden_size, config.hidden_size // config.num_attention_heads
-    attention = 2 * width * width + 2 * width * head * config.num_key_value_heads
-    return attention + 3 * width * config.intermediate_size + 2 * width
+HERE = Path(__file__).resolve().parent
 
 
-def body_parameters(config: LlamaConfig, layers: int) -> int:
-    """Embeddings, layers, the final norm; no language-model head."""
-    return config.vocab_size * config.hidden_size + layers * layer_parameters(config) + config.hidden_size
+def work(options: argparse.Namespace) -> None:
+    """One build, in a process of its own; prints what it took."""
+    import torch
+
+    from hf_sense import build_dictionary
+    from hf_sense.ranks import processes
+
+    torch.set_num_threads(1)
+    begin = time.perf_counter()
+    given = {"max_memory": options.memory, "work_dir": options.work / "unfinished"} if options.memory else {}
+    made = build_dictionary(
+        str(options.teacher), texts_of(options.tokens), max_senses=4, max_occurrences=options.occurrences, batch_size=64,
+        disable_tqdm=True, **given,
+    )  # fmt: skip
+    if processes().is_main_process:
+        made.save_pretrained(options.output)
+        print(json.dumps({"seconds": time.perf_counter() - begin, "senses": made.num_senses}))
 
 
-def counted(config: LlamaConfig, layers: int) -> tuple[int, int]:
-    """The parameters of an empty model of so many layers, and its operations on a text of ``TEXT`` tokens."""
-    smaller = type(config).from_dict({**config.to_dict(), "num_hidden_layers": layers})
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        model = AutoModel.from_config(smaller, attn_implementation="eager")
-        mask = torch.zeros(1, 1, TEXT, TEXT)  # made ready: making one asks for values, which an empty model lacks
-        model(input_ids=torch.zeros(1, TEXT, dtype=torch.int64), attention_mask=mask, use_cache=False)
-    return int(model.num_parameters()), int(counter.get_total_flops())
+def run(
+    options: argparse.Namespace, teacher: Path, tokens: float, processes: int = 1, memory: str = ""
+) -> dict[str, Any]:
+    """A build on so many processes; its seconds without the start, and the peak memory in MB of the largest of them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    output = options.work / f"made-{processes}"
+    started = []
+    for rank in range(processes):
+        command = [
+            sys.executable,
+            str(HERE / "scale.py"),
+            "--worker",
+            "--teacher",
+            str(teacher),
+            "--tokens",
+            str(tokens),
+        ]
+        command += ["--work", str(options.work), "--output", str(output), "--occurrences", str(options.occurrences)]
+        command += ["--memory", memory]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1"}
+        if processes > 1:
+            environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
+            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        started.append(subprocess.Popen(command, env=environment, **pipes))
+    peak = 0.0
+    while any(process.poll() is None for process in started):
+        for process in started:
+            try:
+                peak = max(peak, psutil.Process(process.pid).memory_info().rss / 1e6)
+            except psutil.NoSuchProcess:
+                continue
+        time.sleep(0.1)
+    ends = [process.communicate() for process in started]
+    if any(process.returncode for process in started):
+        raise SystemExit("\n".join(errors[-2000:] for _, errors in ends))
+    said = next(line for out, _ in ends for line in out.splitlines() if line.startswith("{"))
+    found = json.loads(said)
+    return {"tokens": tokens, "processes": processes, "peak_mb": peak, **found, "rate": tokens / found["seconds"]}
 
 
 def main() -> None:
-    """Prints the table."""
+    """Runs it and prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", help="folder or Hub id of a Llama-like decoder; Llama-3-8B's figures if not given")
-    parser.add_argument("--layers", type=int, default=4, help="of the student")
-    parser.add_argument("--senses", type=float, nargs="+", default=[1, 5, 20], help="senses a token, on average")
-    parser.add_argument("--tokens", type=float, default=1e9, help="tokens to store targets for")
+    parser.add_argument("--sizes", type=float, nargs="+", default=[1e5, 1e6, 5e6, 2e7], help="tokens")
+    parser.add_argument("--memory", default="1GB", help="limit of the process")
+    parser.add_argument("--occurrences", type=int, default=200)
+    parser.add_argument("--bound", type=float, default=4e5, help="tokens of the larger teacher's corpus")
+    parser.add_argument("--rounds", type=int, default=7, help="by turns, of one process and of two")
+    parser.add_argument("--tokens", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--teacher", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--work", type=Path, help="a new folder; a temporary one if not given")
+    parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    config = AutoConfig.from_pretrained(options.config) if options.config else LlamaConfig(**LLAMA_3_8B)
-    width, vocabulary, layers = config.hidden_size, config.vocab_size, config.num_hidden_layers
-    operations = {}
-    for number in (layers, options.layers):
-        found, operations[number] = counted(config, number)
-        if found != body_parameters(config, number):
-            raise SystemExit(f"The formula gives {body_parameters(config, number)} parameters, an empty model {found}.")
-    teacher, student = body_parameters(config, layers), body_parameters(config, options.layers)
-    rows: list[tuple[str, str, str]] = [
-        ("parameters of a layer", f"{layer_parameters(config):,}", "2 w^2 + 2 w d kv + 3 w i + 2 w"),
-        ("teacher, without its language-model head", f"{teacher:,}", f"v w + {layers} layers + w"),
-        ("student", f"{student:,} ({student / teacher:.1%})", f"v w + {options.layers} layers + w"),
-        ("teacher in bfloat16", f"{2 * teacher / 1e9:.2f} GB", "2 bytes each"),
-        ("student in bfloat16", f"{2 * student / 1e9:.2f} GB", "2 bytes each"),
-    ]
-    most = max(options.senses)
-    kinds = [(senses, "bfloat16", 2 * width + 12, "2 w + 12") for senses in options.senses]
-    for senses, dtype, sense_bytes, formula in [*kinds, (most, "int8", width + 16, "w + 16")]:
-        size = vocabulary * senses * sense_bytes + 8 * (vocabulary + 1)
-        whole = 2 * student + size
-        rows.append(
-            (
-                f"senses, {senses:g} a token, {dtype}",
-                f"{size / 1e9:.2f} GB; with the student {whole / 1e9:.2f} GB ({whole / (2 * teacher):.0%} of the teacher)",
-                f"v k ({formula}) + 8 (v + 1)",
-            )
+    if options.worker:
+        work(options)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        options.work = options.work or Path(folder)
+        options.work.mkdir(parents=True, exist_ok=True)
+        small = make_teacher(options.work / "small")
+        rows = []
+        print(
+            f"limit {options.memory}, one thread, a teacher of 1 layer and width 64, {options.occurrences} occurrences a token"
         )
-    rows += [
-        (
-            f"rows in bfloat16 that a batch of 32 x 64 tokens can touch, {most:g} senses each",
-            f"at most {32 * 64 * most * 2 * width / 1e9:.2f} GB",
-            "32 x 64 k 2 w",
-        ),
-        (
-            "operations a token, teacher",
-            f"{2 * layers * layer_parameters(config) / 1e9:.2f} billion",
-            "2 x layers' parameters, attention to 64 tokens left out",
-        ),
-        (
-            "operations a token, student",
-            f"{2 * options.layers * layer_parameters(config) / 1e9:.2f} billion",
-            "likewise",
-        ),
-        (
-            f"counted on empty models, a text of {TEXT} tokens, teacher and student",
-            f"{operations[layers] / TEXT / 1e9:.3f} and {operations[options.layers] / TEXT / 1e9:.3f} billion a token",
-            "torch.utils.flop_counter, attention included",
-        ),
-        (
-            f"operations a token, choice among {most:g} senses",
-            f"{2 * most * width / 1e9:.6f} billion",
-            "2 k w",
-        ),
-        (
-            f"targets of {options.tokens:g} tokens as int32",
-            f"{4 * options.tokens / 1e9:.1f} GB",
-            "4 bytes a token",
-        ),
-        (
-            "hidden states instead, bfloat16",
-            f"{2 * width * options.tokens / 1e12:.2f} TB",
-            "2 w bytes a token",
-        ),
-    ]
-    print("| | | |\n| --- | --- | --- |")
-    for row in rows:
-        print("| " + " | ".join(row) + " |")
-    print(f"\nw = {width}, v = {vocabulary}, i = {config.intermediate_size}, d kv = keys' width, k senses a token")
+        print("| tokens | seconds | tokens a second | peak memory, MB | senses |\n| --- | --- | --- | --- | --- |")
+        for tokens in options.sizes:
+            row = run(options, small, tokens, memory=options.memory)
+            rows.append(row)
+            print(
+                f"| {tokens:,.0f} | {row['seconds']:.1f} | {row['rate']:,.0f} | {row['peak_mb']:.0f} | {row['senses']:,} |",
+                flush=True,
+            )
+        seconds: dict[int, list[float]] = {1: [], 2: []}
+        large = make_teacher(options.work / "large", width=256, layers=4)
+        for _ in range(options.rounds):
+            for processes in seconds:
+                seconds[processes].append(run(options, large, options.bound, processes)["seconds"])
+        same = [(options.work / f"made-{n}" / "sense_dictionary.safetensors").read_bytes() for n in seconds]
+        times = ratios(seconds[1], seconds[2])
+        found = spread(times)
+        print(f"\na teacher of 4 layers and width 256, {options.bound:,.0f} tokens: two processes are")
+        print(f"{found['median']:.2f} times as fast as one ({found['low']:.2f} to {found['high']:.2f}),")
+        print(f"which takes {statistics.median(seconds[1]):.1f} s; {options.rounds} rounds;")
+        print("the same bytes" if same[0] == same[1] else "OTHER BYTES")
+        save(options.output, {"machine": machine(), "sizes": rows, "seconds": {str(n): s for n, s in seconds.items()}})
+    if same[0] != same[1]:
+        raise SystemExit("The number of processes changed the dictionary.")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import dataclasses
 import json
 import statistics
@@ -28,8 +29,10 @@ import torch
 from banking77 import Benchmark, default_teacher, train
 from measure import by_turns, kept_dictionary, ratios, save, spread
 from served import MAX_LENGTH, Answer, megabytes, open_saved
+from small_students import Kept as KeptStates
 
 from hf_sense import SenseModelForSequenceClassification, load_teacher
+from hf_sense.corpus import encode_corpus
 from hf_sense.dictionary import SenseDictionary
 from hf_sense.evaluation import embed, few_shot_accuracy
 from hf_sense.scores import fit_regression, numbered
@@ -54,6 +57,28 @@ class Way:
     failure: str | None = None
     figures: dict[str, Any] = dataclasses.field(default_factory=dict)
     answer: Answer | None = None
+
+
+class Kept(KeptStates):
+    """The teacher's states of all texts, read once; a model of the whole teacher makes text vectors of them."""
+
+    def __init__(self, teacher: Teacher, texts: dict[str, list[str]]) -> None:
+        every = [text for part in texts.values() for text in part]
+        super().__init__(teacher, encode_corpus(every, teacher.tokenizer, MAX_LENGTH, quiet=True, disable_tqdm=True))
+
+    @torch.inference_mode()
+    def vectors(self, model: SenseModelForSequenceClassification, teacher: Teacher, texts: list[str]) -> np.ndarray:
+        """As ``hf_sense.evaluation.embed`` gives them."""
+        corpus = encode_corpus(texts, teacher.tokenizer, MAX_LENGTH, quiet=True, disable_tqdm=True)
+        found = np.zeros((len(texts), teacher.dim), np.float32)
+        for rows in corpus.batches(BATCH):
+            batch = corpus.padded(rows, teacher.tokenizer.pad_token_id or 0)
+            ids, mask = batch["input_ids"], batch["attention_mask"]
+            states = self.hidden_states(**batch)
+            if model.config.selection != "none":
+                states = model.model.table.replace(states, ids, mask, model.config)[0]
+            found[rows] = model.model.pool(states, ids, mask).numpy()
+        return found
 
 
 class Serving:
@@ -87,12 +112,16 @@ class Serving:
         weight, bias = fit_regression(np.asarray(vectors, np.float64), self.ids, C)
         return torch.from_numpy(weight).float(), torch.from_numpy(bias).float()
 
-    def add_model(self, name: str, model: SenseModelForSequenceClassification, teacher: Teacher) -> None:
-        """A sense model with a linear head fitted on all training texts."""
+    def add_model(
+        self, name: str, model: SenseModelForSequenceClassification, teacher: Teacher, kept: Kept | None = None
+    ) -> None:
+        """A sense model with a linear head fitted on all training texts; ``kept`` has the states of its backbone, if known."""
 
         def write(folder: Path) -> float:
             vectors = {
                 split: embed(model, teacher.tokenizer, texts, max_length=MAX_LENGTH, batch_size=64, disable_tqdm=True)
+                if kept is None
+                else kept.vectors(model, teacher, texts)
                 for split, texts in self.texts.items()
             }
             weight, bias = self.head(vectors["train"])
@@ -263,21 +292,25 @@ def without_senses(dictionary: SenseDictionary) -> SenseDictionary:
 def save_all(serving: Serving, options: argparse.Namespace) -> None:
     """Makes every way and saves it."""
     teacher = load_teacher(options.teacher or default_teacher())
+    _say("reading the texts")
+    kept = Kept(teacher, serving.texts)
+    reader = copy.copy(teacher)
+    reader.hidden_states = kept.hidden_states  # type: ignore[method-assign]
     _say("building the dictionary")
     dictionary = kept_dictionary(
-        options.dictionary, teacher, serving.texts["train"], max_senses=20, max_length=MAX_LENGTH, disable_tqdm=True
+        options.dictionary, reader, serving.texts["train"], max_senses=20, max_length=MAX_LENGTH, disable_tqdm=True
     )
     fields: dict[str, Any] = {"pooling": "frequency", "num_labels": len(serving.names)}
     make = SenseModelForSequenceClassification.from_teacher
     plain = make(teacher, without_senses(dictionary), selection="none", pooling="mean", num_labels=len(serving.names))
-    serving.add_model(TEACHER, plain, teacher)
-    serving.add_model("teacher with senses", make(teacher, dictionary, **fields), teacher)
+    serving.add_model(TEACHER, plain, teacher, kept)
+    serving.add_model("teacher with senses", make(teacher, dictionary, **fields), teacher, kept)
     for layers in options.layers:
         name = f"{layers} layer{'s' * (layers > 1)}"
         _say(f"distilling {name}")
         targets = serving.folder / "targets"
         with contextlib.redirect_stdout(sys.stderr):  # the trainer prints its losses
-            trained = train(serving.bench, teacher, dictionary, {}, options.steps, 0, layers, targets)
+            trained = train(serving.bench, reader, dictionary, {}, options.steps, 0, layers, targets)
         model = make(teacher, dictionary, num_hidden_layers=layers, **fields).eval()
         model.model.load_state_dict(trained.state_dict())
         serving.add_model(f"{name}, senses", model, teacher)

@@ -27,8 +27,8 @@ from hf_sense import (
 from hf_sense.corpus import encode_corpus
 from hf_sense.dictionary import SenseDictionary
 from hf_sense.evaluation import evaluate_classifier, fit_linear_head
+from hf_sense.files import write_text
 from hf_sense.report import write_report
-from hf_sense.storage import write_text
 from hf_sense.teacher import Teacher
 
 SENTENCES = [

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import random
 
 os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
@@ -105,5 +108,7 @@ def base(decoder_tokenizer, tmp_path_factory):
         num_key_value_heads=1, max_position_embeddings=64, initializer_range=0.3,
     )  # fmt: skip
     LlamaModel(config).save_pretrained(folder)
-    decoder_tokenizer.save_pretrained(folder)
+    tokenizer = copy.deepcopy(decoder_tokenizer)
+    tokenizer.pad_token = None  # a teacher that was loaded with the shared one gave it one
+    tokenizer.save_pretrained(folder)
     return folder

@@ -18,6 +18,8 @@ from hf_sense.cli import main
 from hf_sense.clustering import cluster
 from hf_sense.error_curves import error_curves
 from hf_sense.kmeans import kmeans, kmeans_inertia
+from hf_sense.ranks import Ranks
+from hf_sense.sampled_vectors import SampledVectors
 from hf_sense.sampling import OccurrenceSample
 from hf_sense.shares import share_out
 from hf_sense.teacher import Teacher
@@ -278,6 +280,14 @@ def test_threads_and_memory_change_nothing():
     assert torch.equal(found[0].offsets, found[1].offsets)
 
 
+def held(vectors):
+    """Vectors as a build that holds them in memory has them, and that build's work."""
+    work = UnfinishedBuild(None, {}, Ranks())
+    work.allocate(*vectors.shape)
+    work.whole.copy_(vectors)
+    return SampledVectors(work, *vectors.shape), work
+
+
 def test_a_token_counts_as_often_as_it_occurs():
     """A token whose sample was cut weighs like a rare one."""
     vectors, _ = problems(40)
@@ -288,11 +298,12 @@ def test_a_token_counts_as_often_as_it_occurs():
         np.ones(80, np.int64), np.array([40, 4000]),
     )  # fmt: skip
     options = {"method": "kmeans", "max_senses": 40, "min_occurrences": 1}
-    shares = shared_senses(twice, bounds, sample, options, 24, 0, UnfinishedBuild(None, {}), True).tolist()
+    vectors, work = held(twice)
+    shares = shared_senses(vectors, bounds, sample, options, 24, 0, work, disable_tqdm=True).tolist()
     assert sum(shares) == 24
     assert shares[1] > 5 * shares[0]
     even = OccurrenceSample(**{**vars(sample), "totals": np.array([4000, 4000])})
-    shares = shared_senses(twice, bounds, even, options, 24, 0, UnfinishedBuild(None, {}), True).tolist()
+    shares = shared_senses(vectors, bounds, even, options, 24, 0, held(twice)[1], disable_tqdm=True).tolist()
     assert abs(shares[0] - shares[1]) <= 4
 
 

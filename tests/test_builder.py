@@ -103,19 +103,19 @@ def test_stopped_and_resumed_gives_the_same_bytes(teacher, texts, tmp_path, monk
 
 def test_stopped_in_clustering(teacher, texts, tmp_path, monkeypatch):
     """Parts that were clustered before an interrupt are clustered again, or put together wrongly."""
-    import hf_sense.builder as builder
+    import hf_sense.assembly as assembly
 
     whole = build_dictionary(teacher, texts, max_senses=4)
     monkeypatch.setattr("hf_sense.parts._PART_WORK", 200)
-    original, calls = builder.cluster, []
+    original, calls = assembly.cluster, []
 
     def stopping(*args, **kwargs):
         calls.append(1)
-        if len(calls) == 4:  # the first call checks the options
+        if len(calls) == 3:
             raise KeyboardInterrupt
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(builder, "cluster", stopping)
+    monkeypatch.setattr(assembly, "cluster", stopping)
     with pytest.raises(KeyboardInterrupt):
         build_dictionary(teacher, texts, max_senses=4, work_dir=tmp_path / "work")
     assert len(list((tmp_path / "work").glob("part-*"))) == 2
@@ -287,3 +287,26 @@ def test_right_aligned_is_undone():
     aligned = RightAligned(mask)
     assert aligned.move(mask).tolist() == [[1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 1, 0]]
     assert torch.equal(aligned.restore(aligned.move(tensor)), tensor)
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["the bank"] * 100_000,
+        ["river " * 170_000, "bank"],
+        ["", "bank", " ", "\n", "\t"],
+        ["qqqq zzzz", "xxxx"],
+        ["\x00\x01\x1b[31m bank", "a\u0000b", "\ufeffbank"],
+        ["שלום bank", "\u202eknab", "بنك the bank", "銀行 bank река"],
+        ["🏦🏦🏦", "👩\u200d👩\u200d👧 bank", "e\u0301" * 50],
+        ["bank \udcff", "\ud83c", "\udfe6\ud83c"],
+        [("the bank", ""), ("", "a river"), ("\ud800", "x" * 1000)],
+    ],
+    ids=["identical", "long", "blank", "unknown", "control", "scripts", "emoji", "surrogates", "pairs"],
+)
+def test_texts_as_they_come(teacher, texts, tmp_path):
+    """A text that nobody thought of crashes the build, makes it hang, or is counted wrongly."""
+    made = build_dictionary(teacher, texts, max_senses=3, work_dir=tmp_path / "work")
+    assert made.metadata["corpus"]["texts"] == len(texts)
+    assert int(made.counts.sum()) == made.metadata["corpus"]["tokens"] > 0
+    assert torch.isfinite(made.senses).all()

@@ -12,7 +12,7 @@ from hf_sense.teacher import Teacher
 def test_killed_and_resumed_gives_the_same_bytes(tiny_teacher_folder, texts, tmp_path, monkeypatch, seconds, kept):
     """SIGKILL runs no ``finally``: with what was saved on time, or with none, the result must have the same bytes."""
     teacher = load_teacher(str(tiny_teacher_folder))
-    monkeypatch.setattr("hf_sense.builder._SECONDS_BETWEEN_SAVES", seconds)
+    monkeypatch.setattr("hf_sense.embedding._SECONDS_BETWEEN_SAVES", seconds)
     original, calls = Teacher.hidden_states, []
 
     def copying(self, *args, **kwargs):

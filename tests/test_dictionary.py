@@ -166,7 +166,7 @@ def test_an_interrupted_save_leaves_the_old_files(saved, monkeypatch):
         path.write_bytes(b"half")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("hf_sense.storage.save_file", fail)
+    monkeypatch.setattr("hf_sense.saving.save_file", fail)
     with pytest.raises(OSError, match="No space"):
         make(torch.float16).save_pretrained(saved)
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before

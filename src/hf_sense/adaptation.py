@@ -39,10 +39,11 @@ from hf_sense.adaptation_trainers import (
     StageTrainer,
 )
 from hf_sense.adapters import save_adapter
+from hf_sense.checkpoints import last_checkpoint
 from hf_sense.corpus import encode_corpus, iterate_texts
 from hf_sense.decoders import blind_cases, is_decoder, open_attention
+from hf_sense.files import write_text
 from hf_sense.ranks import processes
-from hf_sense.storage import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -267,7 +268,7 @@ class _Run:
             ContrastTrainer(**common) if predict is None else MaskedTrainer(predict=predict, **common)
         )
         before = trainer.held_out_loss()
-        trainer.train(resume_from_checkpoint=_last_checkpoint(work))
+        trainer.train(resume_from_checkpoint=last_checkpoint(work))
         after = trainer.held_out_loss()
         if after >= before:
             logger.warning(
@@ -326,14 +327,3 @@ def _distinct(texts: Iterator[Any]) -> list[Any]:
             "split and the column."
         )
     return kept
-
-
-def _last_checkpoint(work: Path) -> str | None:
-    """The newest checkpoint that is whole; its last file is the trainer's state."""
-    for path in sorted(work.glob("checkpoint-*"), key=lambda path: -int(path.name.rpartition("-")[2])):
-        try:
-            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-            return str(path)
-        except (OSError, ValueError):
-            shutil.rmtree(path)
-    return None

@@ -5,7 +5,6 @@ Each is a ``Trainer`` on texts that ``hf_sense.adaptation`` chose, stopped by it
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -13,7 +12,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import nn
-from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from hf_sense.adaptation_losses import (
     LanguageHead,
@@ -23,6 +22,7 @@ from hf_sense.adaptation_losses import (
     mask_tokens,
     masked_next_token_loss,
 )
+from hf_sense.checkpoints import SaveOften
 from hf_sense.corpus import EncodedCorpus
 from hf_sense.pooling import Pooling, check_pooling, pool
 from hf_sense.ranks import on_cpu, processes
@@ -287,19 +287,3 @@ class ContrastTrainer(StageTrainer):
         self.model.train(training)
         first, second = (torch.cat(views) for views in zip(*vectors))
         return float(contrastive_loss(first, second, self.temperature))
-
-
-class SaveOften(TrainerCallback):
-    """Asks for a checkpoint once so many seconds have passed since the last."""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds, self.last = seconds, time.monotonic()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """After each step."""
-        if time.monotonic() - self.last >= self.seconds:
-            control.should_save = True
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """After each checkpoint."""
-        self.last = time.monotonic()

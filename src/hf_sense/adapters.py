@@ -16,8 +16,8 @@ from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_sense.files import write_text
 from hf_sense.llm2vec import SETTINGS_FILE, LLM2VecSettings, find_file, read_json, read_settings
-from hf_sense.storage import write_text
 
 logger = logging.getLogger(__name__)
 

@@ -14,6 +14,7 @@ import torch
 from hf_sense.clustering import number_of_senses
 from hf_sense.error_curves import error_curves
 from hf_sense.parts import in_parts
+from hf_sense.sampled_vectors import SampledVectors
 from hf_sense.sampling import OccurrenceSample
 from hf_sense.shares import share_out
 from hf_sense.unfinished import UnfinishedBuild
@@ -98,28 +99,28 @@ def enough_senses(budget: int | str, totals: np.ndarray, *, dim: int, dtype: tor
 
 
 def shared_senses(
-    vectors: torch.Tensor,
+    vectors: SampledVectors,
     bounds: np.ndarray,
     sample: OccurrenceSample,
     options: dict[str, Any],
     allowed: int,
     seed: int,
     work: UnfinishedBuild,
-    disable_tqdm: bool | None,
+    **how: Any,
 ) -> torch.Tensor:
     """The most senses that each token may have so that all together have at most ``allowed``.
 
     An error counts as often as the token occurs in the corpus, not only in the sample.
 
     Args:
-        vectors: float32 ``(n, dim)``, the sample's, in its order.
+        vectors: the sample's, in its order.
         bounds: int64 ``(vocab_size + 1,)``, token ``t`` owns rows ``bounds[t]:bounds[t + 1]``.
         sample: where the vectors stand.
         options: those of ``hf_sense.clustering.cluster``; ``max_senses`` is the most of each token.
         allowed: senses in all.
         seed: of the clustering.
         work: keeps what was measured.
-        disable_tqdm: as in ``build_dictionary``.
+        **how: ``rows_at_once`` and ``disable_tqdm`` of ``hf_sense.parts.in_parts``.
 
     Returns:
         int64 ``(vocab_size,)``, at least 1.
@@ -129,9 +130,9 @@ def shared_senses(
     sampled = torch.zeros(len(bounds) - 1, dtype=torch.int64).index_add_(0, owner, weights)
     most = number_of_senses(sampled, options["max_senses"])
 
-    def measure(first: int, last: int, rows: slice) -> dict[str, torch.Tensor]:
+    def measure(first: int, last: int, rows: slice, points: torch.Tensor) -> dict[str, torch.Tensor]:
         curves = error_curves(
-            vectors[rows],
+            points,
             torch.from_numpy(bounds[first : last + 1] - bounds[first]),
             max_senses=most[first:last],
             seed=seed,
@@ -141,7 +142,7 @@ def shared_senses(
         )
         return curves._asdict()
 
-    parts = in_parts(measure, bounds, most.numpy(), work, "curves", "Measuring", disable_tqdm)
+    parts = in_parts(measure, bounds, most.numpy(), vectors, work, "curves", "Measuring", **how)
     width = max(part["levels"].shape[1] for part in parts)
     levels, errors = (
         torch.cat([torch.cat([p[name], p[name][:, -1:].expand(-1, width - p[name].shape[1])], 1) for p in parts])

@@ -19,6 +19,7 @@ import typer
 
 from hf_sense import cli_look, cli_share, cli_train
 from hf_sense.cli_input import DATA_HELP, check_model, check_no_model, check_output, fail, labels_of, load, print_table
+from hf_sense.cli_plan import plan, show_plan
 from hf_sense.cli_train import AttentionName
 
 app = typer.Typer(
@@ -145,9 +146,22 @@ def build(
     batch_size: Annotated[int, typer.Option(help="Texts the teacher reads at once.")] = 32,
     seed: Annotated[int, typer.Option(help="Of the sample and of the clustering.")] = 0,
     dtype: Annotated[DtypeName, typer.Option(help="Of the stored senses.")] = DtypeName.float32,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Read the data set as it comes, without a copy in the cache.")
+    ] = False,
+    max_memory: Annotated[
+        str | None, typer.Option(help='What the process may take, "4GB"; past it work lies in --work-dir.')
+    ] = None,
     work_dir: Annotated[
         Path | None, typer.Option(help="Unfinished work, found again by the same command; OUTPUT.work if not given.")
     ] = None,
+    update: Annotated[
+        Path | None, typer.Option(help="Samples that --keep-samples wrote: add these texts to those.")
+    ] = None,
+    keep_samples: Annotated[
+        Path | None, typer.Option(help="Folder for the sample and its embeddings, to add texts to later.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before a long build.")] = False,
     adapter: _AdapterOption = None,
     attention: _AttentionOption = AttentionName.auto,
     instruction: _InstructionOption = None,
@@ -156,40 +170,52 @@ def build(
     """Build a sense dictionary from a teacher and a corpus."""
     check_no_model(output)
     check_model(teacher)
-    texts, column = load(dataset, split, text_column)
+    texts, column = load(dataset, split, text_column, stream)
     import torch
 
     from hf_sense import register
+    from hf_sense.build_checks import checked_options
     from hf_sense.builder import build_dictionary
     from hf_sense.teacher import load_teacher
 
     register()
-    source: Any = teacher
-    if adapter or instruction or chat or attention is not AttentionName.auto:
-        source = load_teacher(
-            teacher, adapters=adapter or (), attention=attention.value, instruction=instruction, chat=chat
-        )
+    most: int | str | None = int(max_senses) if max_senses and max_senses.isdigit() else max_senses
+    given: dict[str, Any] = {
+        "recipe": recipe.value,
+        "max_senses": most,
+        "budget": int(budget) if budget and budget.isdigit() else budget,
+        "codes": codes,
+        "code_levels": code_levels,
+        "metric": metric and metric.value,
+        "method": method and method.value,
+        "min_occurrences": min_occurrences,
+        "min_count": min_count,
+        "max_occurrences": max_occurrences,
+        "batch_size": batch_size,
+        "seed": seed,
+        "dtype": getattr(torch, dtype.value),
+        "max_memory": max_memory,
+    }
+    _, options = checked_options(**given)
+    source = load_teacher(
+        teacher, adapters=adapter or (), attention=attention.value, instruction=instruction, chat=chat
+    )
+    work_dir = work_dir or output.with_name(output.name + ".work")
+    texts = show_plan(
+        source, texts, work_dir, yes, text_column=column, max_senses=options["max_senses"], max_length=max_length,
+        max_occurrences=max_occurrences, batch_size=batch_size, dtype=given["dtype"], max_memory=max_memory,
+    )  # fmt: skip
     dictionary = build_dictionary(
         source,
         texts,
         text_column=column,
-        recipe=recipe.value,
-        max_senses=int(max_senses) if max_senses and max_senses.isdigit() else max_senses,
-        budget=int(budget) if budget and budget.isdigit() else budget,
-        codes=codes,
-        code_levels=code_levels,
-        metric=metric and metric.value,
-        method=method and method.value,
-        min_occurrences=min_occurrences,
-        min_count=min_count,
-        max_occurrences=max_occurrences,
         max_length=max_length,
         special_tokens=special_tokens,
-        batch_size=batch_size,
-        seed=seed,
-        dtype=getattr(torch, dtype.value),
-        work_dir=work_dir or output.with_name(output.name + ".work"),
+        work_dir=work_dir,
+        update=update,
+        keep_samples=keep_samples,
         corpus_name=dataset,
+        **given,
     )
     from hf_sense.ranks import processes
 
@@ -266,7 +292,7 @@ def evaluate(
 
     from hf_sense import register
     from hf_sense.evaluation import embed, few_shot_accuracy, linear_probe
-    from hf_sense.storage import write_text
+    from hf_sense.files import write_text
 
     register()
     loaded, tokenizer = AutoModel.from_pretrained(model), AutoTokenizer.from_pretrained(model)
@@ -291,7 +317,7 @@ def evaluate(
 _FREE = {"allow_extra_args": True, "ignore_unknown_options": True}  # any field of their configurations is an option
 _TRAINING: tuple[Callable[..., None], ...] = (cli_train.distill, cli_train.adapt)
 _OTHERS: tuple[Callable[..., None], ...] = (
-    evaluate, cli_look.inspect, cli_look.report, cli_look.explore, cli_share.export, cli_share.push,
+    plan, evaluate, cli_look.inspect, cli_look.report, cli_look.explore, cli_share.export, cli_share.push,
 )  # fmt: skip
 for _command in _TRAINING:
     app.command(context_settings=_FREE)(_command)

@@ -5,12 +5,16 @@ The commands stand in ``hf_sense.cli`` and ``hf_sense.cli_look``. Heavy packages
 
 from __future__ import annotations
 
+import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 _FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
-DATA_HELP = "A folder or file (json, jsonl, csv, parquet, txt), or a data set's id on the Hub."
+DATA_HELP = (
+    "A folder or file (json, jsonl, csv, parquet, txt), a data set's id on the Hub, or - for a text a line of stdin."
+)
 
 
 def teacher_of(dictionary: Any, name: str) -> Any:
@@ -40,9 +44,15 @@ def teacher_of(dictionary: Any, name: str) -> Any:
     )
 
 
-def load(name: str, split: str, text_column: str) -> tuple[Any, str | list[str]]:
-    """One split of a data set, and the column or columns of its texts, checked."""
+def load(name: str, split: str, text_column: str, stream: bool = False) -> tuple[Any, str | list[str]]:
+    """One split of a data set, and the column or columns of its texts, checked.
+
+    With ``stream`` it is read as it comes, without a copy in the cache; from standard input it always is, once.
+    """
     import datasets
+
+    if name == "-":
+        return _lines(), "text"
 
     path = Path(name)
     files: list[str] = []
@@ -61,16 +71,28 @@ def load(name: str, split: str, text_column: str) -> tuple[Any, str | list[str]]
         fail(f"{name} is empty.")
     try:
         if files:
-            data = datasets.load_dataset(_FORMATS[Path(files[0]).suffix], data_files={split: files}, split=split)
+            data = datasets.load_dataset(
+                _FORMATS[Path(files[0]).suffix], data_files={split: files}, split=split, streaming=stream
+            )
         else:
-            data = datasets.load_dataset(name, split=split)
+            data = datasets.load_dataset(name, split=split, streaming=stream)
     except (ValueError, OSError, datasets.exceptions.DatasetGenerationError) as error:
         cause = error.__cause__ or error
         fail(f"{name} could not be read as a data set: {cause}")
     columns = [part.strip() for part in text_column.split(",")]
-    if missing := [column for column in columns if column not in data.column_names]:
-        fail(f"{name} has no column {missing[0]!r}; it has {', '.join(data.column_names)}. Name it with --text-column.")
+    names = data.column_names if data.column_names is not None else list(next(iter(data), {}))  # a stream may not say
+    if missing := [column for column in columns if column not in names]:
+        fail(f"{name} has no column {missing[0]!r}; it has {', '.join(names)}. Name it with --text-column.")
     return data, columns[0] if len(columns) == 1 else columns
+
+
+def _lines() -> Iterator[str]:
+    from hf_sense.ranks import processes
+
+    if processes().num_processes > 1:
+        fail("Standard input reaches one process alone. Give several a file.")
+    for line in sys.stdin:
+        yield line.rstrip("\n")
 
 
 def labels_of(data: Any, column: str, name: str) -> list[str]:
@@ -114,12 +136,12 @@ def check_no_model(output: Path) -> None:
         fail(f"--output {output} holds a model, as its config.json says. Give the dictionary a folder of its own.")
 
 
-def print_table(figures: dict[str, Any]) -> None:
+def print_table(figures: dict[str, Any], file: TextIO | None = None) -> None:
     """Prints names and figures in two columns."""
     width = max(map(len, figures))
     for name, value in figures.items():
-        shown = f"{value:.4g}" if isinstance(value, float) else f"{value:,}"
-        print(f"{name.replace('_', ' '):<{width}}  {shown}")
+        shown = value if isinstance(value, str) else f"{value:.4g}" if isinstance(value, float) else f"{value:,}"
+        print(f"{name.replace('_', ' '):<{width}}  {shown}", file=file)
 
 
 def fail(message: str) -> NoReturn:

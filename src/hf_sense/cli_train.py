@@ -77,6 +77,7 @@ def distill(
     fields = _config_fields(context.args, SenseDistillationConfig, "distill")
     if backbone is BackboneName.context:
         fields = {"sense_weight": 0.0, "mse_weight": 1.0} | fields
+    fields = {"save_seconds": None if fields.get("save_strategy") == "no" else 45.0} | fields
     shape: dict[str, Any] = {"num_hidden_layers": num_hidden_layers or 2}
     if backbone is not None:
         shape = {"backbone": backbone.value, "hidden_size": hidden_size, "window": window}
@@ -85,9 +86,9 @@ def distill(
     loaded = teacher_of(senses, teacher)
     student = SenseModelForSequenceClassification.from_teacher(loaded, senses, pooling=pooling, **shape)
     trainer = SenseDistillationTrainer(student, args, teacher=loaded, train_dataset=data)
-    from transformers.trainer_utils import get_last_checkpoint
+    from hf_sense.checkpoints import last_checkpoint
 
-    checkpoint = get_last_checkpoint(str(output)) if output.is_dir() else None
+    checkpoint = last_checkpoint(output)
     if checkpoint:
         _check_checkpoint(Path(checkpoint), student)
         print(f"Going on from {checkpoint}")

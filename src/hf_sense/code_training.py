@@ -16,6 +16,7 @@ from hf_sense.choosing import choose_in
 from hf_sense.dictionary import SenseDictionary
 from hf_sense.kmeans import kmeans
 from hf_sense.residual_codes import MOST_CODES, ResidualCodes
+from hf_sense.sampled_vectors import SampledVectors
 from hf_sense.sampling import OccurrenceSample
 
 # More points a code than this do not make better centres (the rule of FAISS).
@@ -44,7 +45,7 @@ def check_codes(codes: int | None, code_levels: int) -> None:
 @torch.no_grad()
 def fit_dictionary_codes(
     dictionary: SenseDictionary,
-    vectors: torch.Tensor,
+    vectors: SampledVectors,
     sample: OccurrenceSample,
     num_codes: int,
     levels: int,
@@ -58,7 +59,7 @@ def fit_dictionary_codes(
 
     Args:
         dictionary: its senses choose by its metric.
-        vectors: float32 ``(n, dim)``, at the places of ``sample``.
+        vectors: at the places of ``sample``.
         sample: the sample that the dictionary was built from.
         num_codes: of a level.
         levels: how many.
@@ -70,7 +71,7 @@ def fit_dictionary_codes(
     tokens = sample.token_ids.astype(np.int64)
     drawn = np.bincount(tokens, sample.weights, minlength=len(sample.totals))
     weights = (sample.weights * sample.totals[tokens] / drawn[tokens])[rows]
-    states = vectors[torch.from_numpy(rows)]
+    states = vectors.take(torch.from_numpy(rows))
     chosen = choose_in(dictionary, torch.from_numpy(tokens[rows]), states, None, output_replaced=True)
     residuals = states.sub_(chosen.replaced)
     return fit_codes(residuals, torch.from_numpy(weights), num_codes, levels, seed=seed, disable_tqdm=disable_tqdm)

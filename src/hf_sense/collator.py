@@ -44,9 +44,12 @@ class SenseDataCollator:
         ``code_labels``, if the rows hold codes, are ``(batch, sequence, levels)``, -100 where there is no sense.
 
         Raises:
-            ValueError: if the rows hold ``sense_indices`` and no offsets were given.
+            ValueError: if there are no rows, one lacks a column of the first or has another number of values in it than token
+                ids, the rows hold ``sense_indices`` and no offsets were given, or a token has no such sense.
         """
-        lengths = np.array([len(row["input_ids"]) for row in rows])
+        if not rows:
+            raise ValueError("There are no rows to make a batch of.")
+        lengths = np.array([len(row.get("input_ids", ())) for row in rows])
         width = int(lengths.max(initial=0))
         if self.pad_to_multiple_of:
             width = -(-width // self.pad_to_multiple_of) * self.pad_to_multiple_of
@@ -65,16 +68,37 @@ class SenseDataCollator:
         batch = {}
         for name, fill in fills.items():
             if name in rows[0]:
+                own: list[Any] = [row.get(name) for row in rows]
+                if any(values is None or len(values) != length for values, length in zip(own, lengths)):
+                    raise ValueError(
+                        f"Every row should have as many {name} as input_ids, but they have "
+                        f"{[None if values is None else len(values) for values in own]!s:.200} and {lengths.tolist()!s:.200}."
+                    )
                 padded = np.full(kept.shape, fill, np.int64)
-                padded[kept] = np.concatenate([row[name] for row in rows])
+                padded[kept] = np.concatenate(own)
                 batch[name] = torch.from_numpy(padded)
         batch.setdefault("attention_mask", torch.from_numpy(kept.astype(np.int64)))
         if "sense_indices" in batch:
             if self.offsets is None:
                 raise ValueError("sense_indices are places among a token's senses: SenseDataCollator needs offsets=.")
             indices = batch.pop("sense_indices")
-            batch["sense_labels"] = torch.where(indices >= 0, self.offsets[batch["input_ids"]] + indices, NO_SENSE)
+            batch["sense_labels"] = self._labels(batch["input_ids"], indices)
         if levels and "sense_labels" in batch:
             stacked = torch.stack([batch.pop(name) for name in levels], -1)
             batch["code_labels"] = stacked.masked_fill(batch["sense_labels"].unsqueeze(-1) < 0, NO_SENSE)
         return batch
+
+    def _labels(self, input_ids: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+        """Global sense ids of places among each token's senses."""
+        assert self.offsets is not None
+        known = (input_ids >= 0) & (input_ids < len(self.offsets) - 1)
+        ids = input_ids.clamp(0, max(0, len(self.offsets) - 2))
+        labels = self.offsets[ids] + indices
+        wrong = (indices >= 0) & (~known | (labels >= self.offsets[(ids + 1).clamp_max(len(self.offsets) - 1)]))
+        if bool(wrong.any()):
+            token, index = int(input_ids[wrong][0]), int(indices[wrong][0])
+            raise ValueError(
+                f"A target says sense {index} of token {token}, which has no such sense in the student's dictionary: the targets "
+                "are of another one. Compute them with this dictionary."
+            )
+        return torch.where(indices >= 0, labels, NO_SENSE)

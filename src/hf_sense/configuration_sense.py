@@ -8,9 +8,9 @@ from typing import Any, ClassVar, Literal, get_args
 
 from transformers import AutoConfig, PretrainedConfig
 
+from hf_sense.files import write_text
 from hf_sense.pooling import check_pooling
 from hf_sense.ragged import check_metric
-from hf_sense.storage import write_text
 
 Selection = Literal["hard", "straight_through", "soft", "none"]
 SELECTIONS: tuple[str, ...] = get_args(Selection)

@@ -158,7 +158,7 @@ def encode_corpus(
     texts = iter(texts)
     bar = tqdm(desc="Tokenizing", unit=" tokens", unit_scale=True, disable=disable_tqdm)
     with bar:
-        while chunk := [_clean(text) for text in itertools.islice(texts, _TEXTS_A_CALL)]:
+        while chunk := [clean(text) for text in itertools.islice(texts, _TEXTS_A_CALL)]:
             for text in chunk:
                 digest.update(repr(text).encode() + b"\n")
             blank = blank and not any(_joined(text).strip() for text in chunk)
@@ -193,10 +193,10 @@ def _tokenize(chunk: list[Text], tokenizer: PreTrainedTokenizerBase, max_length:
     return tokenizer(first, second, truncation=True, max_length=max_length, return_attention_mask=False)
 
 
-def _clean(text: Text) -> Text:
-    """Replaces lone surrogates, which no tokenizer takes, by the replacement character."""
+def clean(text: Text) -> Text:
+    """The text with lone surrogates, which no tokenizer takes, replaced by the replacement character."""
     if isinstance(text, tuple):
-        return str(_clean(text[0])), str(_clean(text[1]))
+        return str(clean(text[0])), str(clean(text[1]))
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -20,7 +20,7 @@ from hf_sense.spread import ENOUGH_OCCURRENCES, expected_distances, measures_uni
 from hf_sense.teacher import Teacher
 
 # Where a dictionary is called bad: docs/domains.md has the table that they were read off.
-MOST_WITHOUT_SENSES = 0.15
+MOST_WITHOUT_SENSES = 0.10
 MOST_DISTANCE = 1.3
 # So many distances tell; after them tokens are counted only.
 _MOST_MEASURED = 2**17

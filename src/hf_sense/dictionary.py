@@ -19,6 +19,7 @@ from hf_sense.model_card import Provenance, dictionary_card, write_card
 from hf_sense.ragged import Metric, check_metric
 from hf_sense.residual_codes import ResidualCodes
 from hf_sense.row_blocks import RowBlocks
+from hf_sense.saving import write_dictionary
 from hf_sense.vocabulary import token_id_of as token_id_of
 from hf_sense.vocabulary import tokenizer_fingerprint as tokenizer_fingerprint
 
@@ -372,7 +373,7 @@ class SenseDictionary:
             **({} if self.codes is None else {"code_levels": self.codes.levels, "num_codes": self.codes.num_codes}),
             **self.metadata,
         }
-        storage.write_dictionary(folder, self._table.blocks, self._small_tensors(), description, max_shard_size)
+        write_dictionary(folder, self._table.blocks, self._small_tensors(), description, max_shard_size)
         write_card(folder, dictionary_card(folder.name, self.metadata, self.summary()))
 
     def push_to_hub(
@@ -463,15 +464,18 @@ class SenseDictionary:
             )  # fmt: skip
         blocks, small, described = storage.read_dictionary(folder / subfolder, verify, str(Path(name, subfolder)))
         own = storage.own_keys(described["format_version"])
-        dictionary = cls(
-            blocks,
-            **{name: tensor for name, tensor in small.items() if name not in ("codes", "code_scales")},
-            codes=ResidualCodes.of(small),
-            metric=described["metric"],
-            tokenizer_fingerprint=described["tokenizer_fingerprint"],
-            metadata={key: value for key, value in described.items() if key not in own},
-            check_values=False,  # done, or not asked for
-        )
+        try:
+            dictionary = cls(
+                blocks,
+                **{name: tensor for name, tensor in small.items() if name not in ("codes", "code_scales")},
+                codes=ResidualCodes.of(small),
+                metric=described["metric"],
+                tokenizer_fingerprint=described["tokenizer_fingerprint"],
+                metadata={key: value for key, value in described.items() if key not in own},
+                check_values=False,  # done, or not asked for
+            )
+        except ValueError as error:
+            raise ValueError(f"{folder / subfolder}: {error}") from error
         dictionary._checksums = described["sha256"]
         dictionary.hub_source = None if commit is None else hub.Source(name, commit)
         return dictionary

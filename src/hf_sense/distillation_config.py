@@ -72,6 +72,12 @@ class SenseDistillationConfig(TrainingArguments):
     )
     max_length: int | None = field(default=None, metadata={"help": "Texts are cut to so many tokens."})
     target_batch_size: int = field(default=32, metadata={"help": "Texts the teacher reads at once for the targets."})
+    save_seconds: float | None = field(
+        default=None,
+        metadata={
+            "help": "Also save a checkpoint once so many seconds have passed since the last; hf-sense distill: 45."
+        },
+    )
     target_cache_dir: str | None = field(default=None, metadata={"help": "Where computed targets are kept."})
 
     def __post_init__(self) -> None:
@@ -83,7 +89,7 @@ class SenseDistillationConfig(TrainingArguments):
             raise ValueError(f"Loss weights should not be negative, and one should be above 0, but are {weights}.")
         if self.commitment_weight < 0:
             raise ValueError(f"commitment_weight should not be negative, but is {self.commitment_weight}.")
-        for name in ("temperature", "sense_learning_rate"):
+        for name in ("temperature", "sense_learning_rate", "save_seconds"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} should be above 0, but is {value}.")

@@ -18,13 +18,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from hf_sense.files import write_atomically
 from hf_sense.modeling_sense import SenseClassifier, SensePreTrainedModel
 from hf_sense.padding import RightAligned
 from hf_sense.pooling import frequency_weights, pool
 from hf_sense.quantization import dequantize
 from hf_sense.ragged import NO_SENSE, half_squared_norms
 from hf_sense.sense_table import SenseTable
-from hf_sense.storage import write_atomically
 from hf_sense.token_classification import SenseModelForTokenClassification
 
 _SENSES_AT_ONCE = 8

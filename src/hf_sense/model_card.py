@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeGuard
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from hf_sense.storage import write_text
+from hf_sense.files import write_text
 
 _MARK = "library_name: hf_sense"
 # What the Hub calls what a model's Auto class is for.

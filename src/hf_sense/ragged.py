@@ -29,7 +29,7 @@ _GATHER_BYTES = 4 * 2**20
 def check_metric(metric: str) -> Metric:
     """Returns ``metric`` if it is one of ``METRICS``; raises ``ValueError`` naming them otherwise."""
     if metric not in METRICS:
-        raise ValueError(f"metric must be one of {', '.join(METRICS)}, but is {metric!r}.")
+        raise ValueError(f"metric must be one of {', '.join(METRICS)}, but is {metric!r:.80}.")
     return metric  # type: ignore[return-value]
 
 

@@ -19,6 +19,7 @@ from hf_sense.contexts import Occurrences, SenseContexts, contexts_of, nearest_c
 from hf_sense.corpus import EncodedCorpus
 from hf_sense.coverage import coverage, token_coverage
 from hf_sense.dictionary import SenseDictionary
+from hf_sense.files import write_text
 from hf_sense.legend import (
     CONTEXTS,
     FIGURES,
@@ -34,7 +35,6 @@ from hf_sense.pictures import draw_token
 from hf_sense.plane import TokenPlane, plane_of
 from hf_sense.reading import Reader
 from hf_sense.report_page import report_page
-from hf_sense.storage import write_text
 from hf_sense.teacher import Teacher
 from hf_sense.vocabulary import token_id_of
 

@@ -8,6 +8,7 @@ the sample needs it.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,6 +17,7 @@ from hf_sense.corpus import EncodedCorpus
 
 # Occurrences that are sorted at once.
 _CHUNK = 8_000_000
+_LARGEST = np.iinfo(np.uint64).max
 
 
 @dataclass(frozen=True)
@@ -60,55 +62,100 @@ class OccurrenceSample:
         return replace(self, totals=totals, **{name: getattr(self, name)[kept] for name in names})
 
 
+class OccurrenceSampler:
+    """Draws at most ``max_occurrences`` distinct occurrences of each token, uniformly and without replacement.
+
+    Equal texts give a token equal vectors, so they are one occurrence with a weight, and the cap counts distinct ones. Memory
+    is that of the sample and of some occurrences that wait to be sorted, whatever the length of the corpus: an occurrence whose
+    token has enough lower ones is forgotten at once.
+
+    Args:
+        vocab_size: token ids run below it.
+        max_occurrences: the cap for each token.
+        seed: another seed draws another sample.
+        excluded_ids: tokens that get no senses, as the special ones.
+        chunk: occurrences that are sorted at once, or the sample's own number if that is more.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        *,
+        max_occurrences: int,
+        seed: int = 0,
+        excluded_ids: Sequence[int] = (),
+        chunk: int | None = None,
+    ) -> None:
+        self._max, self._seed, self._chunk = max_occurrences, seed, _CHUNK if chunk is None else chunk
+        self._totals = np.zeros(vocab_size, np.int64)
+        # What a priority must not exceed to count; an excluded token's occurrences never do.
+        self._most = np.full(vocab_size, _LARGEST, np.uint64)
+        self._excluded = np.zeros(vocab_size, bool)
+        self._excluded[list(excluded_ids)] = True
+        empty = np.zeros(0, np.int64)
+        self._sample = OccurrenceSample(
+            empty.astype(np.int32),
+            empty.astype(np.uint64),
+            empty,
+            empty.astype(np.int32),
+            empty,
+            np.zeros_like(self._totals),
+        )
+        self._waiting: list[tuple[np.ndarray, ...]] = []
+        self._number = 0
+
+    def add(self, corpus: EncodedCorpus, first_text: int = 0) -> None:
+        """Takes further texts, of which the first has the number ``first_text``."""
+        lengths, ends, begin = corpus.lengths, corpus.offsets[1:], 0
+        while begin < len(lengths):
+            end = max(begin + 1, int(np.searchsorted(ends, corpus.offsets[begin] + self._chunk, side="right")))
+            self._add(corpus, begin, end, lengths, first_text)
+            begin = end
+
+    def _add(self, corpus: EncodedCorpus, begin: int, end: int, lengths: np.ndarray, first_text: int) -> None:
+        part = slice(int(corpus.offsets[begin]), int(corpus.offsets[end]))
+        token_ids = corpus.input_ids[part]
+        texts = np.repeat(np.arange(begin, end), lengths[begin:end])
+        positions = (np.arange(part.start, part.stop) - corpus.offsets[texts]).astype(np.int32)
+        digests = np.array([_digest(corpus, text, self._seed) for text in range(begin, end)], np.uint64)
+        priorities = _mix(digests[texts - begin] + positions.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
+        counted = ~self._excluded[token_ids]
+        self._totals += np.bincount(token_ids[counted], minlength=len(self._totals))
+        kept = counted & (priorities <= self._most[token_ids])
+        self._waiting.append((token_ids[kept], priorities[kept], texts[kept] + first_text, positions[kept]))
+        self._number += int(kept.sum())
+        if self._number > max(self._chunk, len(self._sample.token_ids)):
+            self._sort()
+
+    def _sort(self) -> None:
+        tokens, priorities, texts, positions = (np.concatenate(parts) for parts in zip(*self._waiting, strict=True))
+        self._waiting, self._number = [], 0
+        none = np.zeros_like(self._totals)
+        fresh = OccurrenceSample(tokens, priorities, texts, positions, np.ones(len(tokens), np.int64), none)
+        self._sample = self._sample.merge(fresh, self._max)
+        counts = np.bincount(self._sample.token_ids, minlength=len(self._totals))
+        full = np.flatnonzero(counts == self._max)
+        self._most[full] = self._sample.priorities[counts.cumsum()[full] - 1]
+
+    def result(self) -> OccurrenceSample:
+        """The sample of everything that was added."""
+        if self._waiting:
+            self._sort()
+        return replace(self._sample, totals=self._totals)
+
+
 def sample_occurrences(
     corpus: EncodedCorpus,
     vocab_size: int,
     *,
     max_occurrences: int,
     seed: int = 0,
-    excluded_ids: tuple[int, ...] = (),
+    excluded_ids: Sequence[int] = (),
 ) -> OccurrenceSample:
-    """Draws at most ``max_occurrences`` distinct occurrences of each token, uniformly and without replacement.
-
-    Equal texts give a token equal vectors, so they are one occurrence with a weight, and the cap counts distinct ones.
-
-    Args:
-        corpus: the tokenized texts.
-        vocab_size: token ids run below it.
-        max_occurrences: the cap for each token.
-        seed: another seed draws another sample.
-        excluded_ids: tokens that get no senses, as the special ones.
-    """
-    excluded = np.zeros(vocab_size, bool)
-    excluded[list(excluded_ids)] = True
-    empty = np.zeros(0, np.int64)
-    sample = OccurrenceSample(
-        empty.astype(np.int32),
-        empty.astype(np.uint64),
-        empty,
-        empty.astype(np.int32),
-        empty,
-        np.zeros(vocab_size, np.int64),
-    )
-    lengths = corpus.lengths
-    ends = corpus.offsets[1:]
-    begin_text = 0
-    while begin_text < len(lengths):
-        start = corpus.offsets[begin_text]
-        end_text = max(begin_text + 1, int(np.searchsorted(ends, start + _CHUNK, side="right")))
-        part = slice(int(start), int(corpus.offsets[end_text]))
-        token_ids = corpus.input_ids[part]
-        texts = np.repeat(np.arange(begin_text, end_text), lengths[begin_text:end_text])
-        positions = (np.arange(part.start, part.stop) - corpus.offsets[texts]).astype(np.int32)
-        digests = np.array([_digest(corpus, text, seed) for text in range(begin_text, end_text)], np.uint64)
-        priorities = _mix(digests[texts - begin_text] + positions.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
-        kept = ~excluded[token_ids]
-        token_ids, texts, positions, priorities = (a[kept] for a in (token_ids, texts, positions, priorities))
-        totals = np.bincount(token_ids, minlength=vocab_size).astype(np.int64)
-        chunk = OccurrenceSample(token_ids, priorities, texts, positions, np.ones(len(texts), np.int64), totals)
-        sample = sample.merge(chunk, max_occurrences)
-        begin_text = end_text
-    return sample
+    """The sample of a corpus in memory; arguments as for ``OccurrenceSampler``."""
+    sampler = OccurrenceSampler(vocab_size, max_occurrences=max_occurrences, seed=seed, excluded_ids=excluded_ids)
+    sampler.add(corpus)
+    return sampler.result()
 
 
 def _digest(corpus: EncodedCorpus, text: int, seed: int) -> int:

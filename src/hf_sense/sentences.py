@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedTokenizerBase
 
+from hf_sense.files import write_text
 from hf_sense.llm2vec import TextForm, text_lengths
 from hf_sense.pooling import frequency_weights
-from hf_sense.storage import write_text
 from hf_sense.vocabulary import tokenizer_fingerprint
 
 if TYPE_CHECKING:

@@ -1,23 +1,22 @@
-"""The files of a sense dictionary: written whole or not at all, checked before any memory is taken, memory-mapped.
+"""The files of a sense dictionary: checked before any memory is taken, memory-mapped; ``hf_sense.saving`` writes them.
 
 It knows the layout on disk (docs/file-format.md) and nothing of what the numbers are for.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import mmap
-import os
-import tempfile
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from hf_sense.folders import JSON_NAME, what_it_is
 from hf_sense.quantization import LARGEST, scales_are_sound
@@ -34,6 +33,11 @@ INDEX_NAME = "sense_dictionary.safetensors.index.json"
 # Up to this size a load reads every sense and compares the checksum; past it, only when asked to.
 VERIFY_BYTES = 256 * 2**20
 _JSON_BYTES = 64 * 2**20
+# There while a dictionary is being saved; how long a reader waits for that, and how old it is if the writer died, in seconds.
+SAVING_NAME = ".sense_dictionary.saving"
+_PATIENCE, _FRESH = 20.0, 60.0
+# In the header of a tensor file: which description it belongs to.
+OF_JSON = "description_sha256"
 
 _FLOAT_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 _SENSE_DTYPES = {**_FLOAT_DTYPES, "I8": torch.int8}
@@ -68,75 +72,9 @@ def sha256_of(blocks: Iterable[torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Calls ``write`` on a temporary name beside ``path``, flushes it to disk and renames it to ``path``."""
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
-    try:
-        write(Path(temporary))
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes ``text`` to ``path`` as UTF-8, whole or not at all."""
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
-def write_dictionary(
-    folder: Path,
-    senses: list[torch.Tensor],
-    small: dict[str, torch.Tensor],
-    metadata: dict[str, Any],
-    max_shard_size: int,
-) -> None:
-    """Writes tensors, then the JSON that names their checksums, each by rename; then removes files of an older layout.
-
-    Args:
-        folder: made if it is missing.
-        senses: row blocks of the table, each ``(rows, dim)``.
-        small: ``offsets``, ``counts``, ``spread``, the ``scales`` of int8 senses, ``codes`` and the ``code_scales`` of int8 ones.
-        metadata: what the JSON holds beside what is read off the tensors.
-        max_shard_size: bytes of senses a file.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    row_bytes = max(1, senses[0].shape[1] * senses[0].element_size())
-    rows_a_file = max(1, max_shard_size // row_bytes)
-    parts = [part for block in senses for part in block.split(rows_a_file)] if len(senses[0]) else senses
-    small = {name: tensor.contiguous() for name, tensor in small.items()}
-    if len(parts) == 1:
-        files = {TENSORS_NAME: {"senses": parts[0].contiguous(), **small}}
-    else:
-        files = {}
-        for number, part in enumerate(parts):
-            name = f"sense_dictionary-{number + 1:05d}-of-{len(parts):05d}.safetensors"
-            files[name] = {f"senses.{number}": part.contiguous(), **(small if number == 0 else {})}
-    for name, tensors in files.items():
-        _write_tensors(folder / name, tensors)
-    if len(parts) > 1:
-        weight_map = {key: name for name, tensors in files.items() for key in tensors}
-        total = sum(tensor.nbytes for tensors in files.values() for tensor in tensors.values())
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        write_text(folder / INDEX_NAME, json.dumps(index, indent=2) + "\n")
-    checksums = {"senses": sha256_of(senses)} | {name: sha256_of([tensor]) for name, tensor in small.items()}
-    version = 3 if "codes" in small else 2 if "scales" in small else 1
-    description = {"format_version": version, **metadata, "sha256": checksums}
-    write_text(folder / JSON_NAME, json.dumps(description, indent=2, ensure_ascii=False) + "\n")
-    stale = set(folder.glob("sense_dictionary-*-of-*.safetensors")) | {folder / TENSORS_NAME, folder / INDEX_NAME}
-    kept = {folder / name for name in files} | ({folder / INDEX_NAME} if len(parts) > 1 else set())
-    for path in stale - kept:
-        path.unlink(missing_ok=True)
-
-
-def _write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata={"format": "pt"}))
+def checksum_of(checksums: dict[str, Any]) -> str:
+    """Names a save: it stands in the header of each of its files, which the description is compared with."""
+    return hashlib.sha256(json.dumps(checksums, sort_keys=True).encode()).hexdigest()
 
 
 def read_dictionary(
@@ -156,6 +94,38 @@ def read_dictionary(
         FileNotFoundError: if the folder or one of its files is missing.
         ValueError: if a file is damaged, hostile or of a newer format; it names the file and the fault.
     """
+    give_up = time.monotonic() + _PATIENCE
+    while True:
+        before = _signature(folder)
+        try:
+            return _read(folder, verify, called)
+        except (ValueError, FileNotFoundError):
+            # Another process may be saving there: then wait for it, and read what it wrote.
+            saving = before != _signature(folder) or _is_being_saved(folder)
+            if not saving or time.monotonic() > give_up:
+                raise
+            time.sleep(0.02)
+
+
+def _signature(folder: Path) -> list[tuple[str, int, int]]:
+    found = []
+    for path in sorted(folder.glob("sense_dictionary*")):
+        with contextlib.suppress(FileNotFoundError):
+            about = path.stat()
+            found.append((path.name, about.st_ino, about.st_mtime_ns))
+    return found
+
+
+def _is_being_saved(folder: Path) -> bool:
+    try:
+        return time.time() - (folder / SAVING_NAME).stat().st_mtime < _FRESH
+    except OSError:
+        return False
+
+
+def _read(
+    folder: Path, verify: bool | None, called: str | None
+) -> tuple[list[torch.Tensor], dict[str, torch.Tensor], dict[str, Any]]:
     metadata = _read_description(folder, called or str(folder))
     num_senses, dim, vocab_size = (metadata[key] for key in ("num_senses", "dim", "vocab_size"))
     files = _tensor_files(folder)
@@ -173,7 +143,13 @@ def read_dictionary(
     mappings: dict[int, mmap.mmap | None] = {}
     small: dict[str, torch.Tensor] = {}
     for path in files:
-        for name, (dtype, shape, begin) in _checked_header(path).items():
+        header, of_json = _checked_header(path)
+        if of_json is not None and of_json != checksum_of(metadata["sha256"]):
+            raise ValueError(
+                f"{path} and {JSON_NAME} beside it come from two different saves, and one of them did not end. Save or fetch the "
+                "dictionary again."
+            )
+        for name, (dtype, shape, begin) in header.items():
             number = _block_number(name)
             if number is not None:
                 fits = len(shape) == 2 and shape[1] == dim and dtype in sense_dtypes
@@ -273,24 +249,26 @@ def _tensor_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def _checked_header(path: Path) -> dict[str, tuple[str, list[int], int]]:
-    """The dtype, shape and first byte of each tensor, after the safetensors library has found the file sound."""
+def _checked_header(path: Path) -> tuple[dict[str, tuple[str, list[int], int]], str | None]:
+    """The dtype, shape and first byte of each tensor, and the save that the file is of, if it says.
+
+    The safetensors library has found the file sound before.
+    """
     try:
         with safe_open(path, framework="pt"):
             pass
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length))
-    except (SafetensorError, ValueError, OSError) as error:
+    except (SafetensorError, ValueError, OSError, RuntimeError) as error:
         raise ValueError(
             f"{path} is not a sound safetensors file ({error}). It may be cut short, damaged, or of another kind, as a "
             "pickle is; nothing of it was run. Fetch or save the dictionary again."
         ) from error
+    about = header.pop("__metadata__", None) or {}
     return {
-        name: (entry["dtype"], entry["shape"], 8 + length + entry["data_offsets"][0])
-        for name, entry in header.items()
-        if name != "__metadata__"
-    }
+        name: (entry["dtype"], entry["shape"], 8 + length + entry["data_offsets"][0]) for name, entry in header.items()
+    }, about.get(OF_JSON)
 
 
 def _block_number(name: str) -> int | None:

@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Texts a cached file: what an interrupt loses at most.
+# Texts a cached file, and fewer of long ones: what an interrupt loses at most.
 _TEXTS_A_PART = 1000
+_TOKENS_A_PART = 128_000
 _VERSION = 2
 # In place of an index where a token has no sense.
 NO_INDEX = -1
@@ -103,10 +104,9 @@ def compute_sense_targets(
     meter = CoverageMeter(dictionary)
     bar = tqdm(desc="Targets", unit=" tokens", unit_scale=True, disable=disable_tqdm)
     with bar:
-        for begin in range(0, len(dataset), _TEXTS_A_PART):
-            texts = list(
-                iterate_texts(dataset.select(range(begin, min(begin + _TEXTS_A_PART, len(dataset)))), text_column)
-            )
+        step = max(1, min(_TEXTS_A_PART, _TOKENS_A_PART // max_length))
+        for begin in range(0, len(dataset), step):
+            texts = list(iterate_texts(dataset.select(range(begin, min(begin + step, len(dataset)))), text_column))
             digest = hashlib.sha256(identity.encode())
             texts = list(teacher.form.joined(texts, teacher.tokenizer))
             digest.update("".join(map(repr, texts)).encode(errors="surrogatepass"))

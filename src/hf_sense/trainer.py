@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
+from hf_sense.checkpoints import SaveOften
 from hf_sense.coded import choose_coded
 from hf_sense.collator import INPUTS, SenseDataCollator, code_columns
 from hf_sense.corpus import iterate_texts
@@ -106,6 +107,8 @@ class SenseDistillationTrainer(Trainer):
             data_collator=data_collator or SenseDataCollator(processing_class, offsets=self._dictionary.offsets),
             **kwargs,
         )
+        if args.save_seconds is not None:
+            self.add_callback(SaveOften(args.save_seconds))
         if self.teacher is not None and (args.needs_teacher_states or args.fit_temperature):
             self.teacher.model.to(self.args.device)
         # Summed loss, senses agreed upon, labelled tokens, codes agreed upon.

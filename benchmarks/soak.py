@@ -1,0 +1,180 @@
+"""Builds from a stream of made-up text under a limit of memory, killed at random again and again: is anything lost?
+
+    python benchmarks/soak.py --tokens 2e7 --kills 20
+
+First undisturbed, in a process whose memory and progress are watched; then with SIGKILL at random moments, started again each
+time until it ends. Both dictionaries must have the same bytes. ``--tokens 2e9 --kills 200`` takes about a day.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+from measure import machine, save
+from synthetic import make_teacher, texts_of
+
+HERE = Path(__file__).resolve().parent
+_SECONDS_BETWEEN_LOOKS = 0.25
+
+
+def work(options: argparse.Namespace) -> None:
+    """The build itself, in a process of its own; tells its progress on standard output."""
+    import torch
+
+    from hf_sense import build_dictionary
+
+    torch.set_num_threads(options.threads)
+
+    def counted() -> Any:
+        begin, told = time.monotonic(), 0
+        for number, text in enumerate(texts_of(options.tokens)):
+            yield text
+            if number // 4096 > told:
+                told = number // 4096
+                print(json.dumps({"texts": number + 1, "at": time.monotonic() - begin}), flush=True)
+
+    made = build_dictionary(
+        str(options.work / "teacher"), counted(), max_senses=options.senses, max_occurrences=options.occurrences,
+        max_memory=options.memory, work_dir=options.work / "unfinished", batch_size=128, disable_tqdm=True,
+    )  # fmt: skip
+    made.save_pretrained(options.output)
+
+
+def start(options: argparse.Namespace, output: Path) -> subprocess.Popen[bytes]:
+    """Begins a build, or goes on with it."""
+    command = [sys.executable, str(HERE / "soak.py"), "--worker", "--work", str(options.work), "--output", str(output)]
+    for name in ("tokens", "memory", "senses", "occurrences", "threads"):
+        command += [f"--{name}", str(getattr(options, name))]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads), "TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1"}
+    with open(options.work / "said.txt", "w", encoding="utf-8") as said:
+        return subprocess.Popen(command, stdout=said, stderr=subprocess.DEVNULL, env=environment)
+
+
+def watched(options: argparse.Namespace) -> dict[str, Any]:
+    """An undisturbed build: seconds, memory over time in MB, and how fast texts were read."""
+    begin = time.monotonic()
+    process = start(options, options.work / "whole")
+    about, memory = psutil.Process(process.pid), []
+    while process.poll() is None:
+        try:
+            memory.append((time.monotonic() - begin, about.memory_info().rss / 1e6))
+        except psutil.NoSuchProcess:
+            break
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+    lines = (options.work / "said.txt").read_text(encoding="utf-8").splitlines()
+    said = [json.loads(line) for line in lines if line.startswith("{")]
+    if process.wait():
+        raise SystemExit("The undisturbed build failed; run it with --worker to see why.")
+    seconds = time.monotonic() - begin
+    return {"seconds": seconds, "memory": _memory(memory), "reading": _reading(said)}
+
+
+def _memory(seen: list[tuple[float, float]]) -> dict[str, float]:
+    """The peak, and the peaks of the four quarters of the time, in MB."""
+    end = seen[-1][0]
+    quarters = [max((size for at, size in seen if n / 4 <= at / end <= (n + 1) / 4), default=0.0) for n in range(4)]
+    return {"peak": max(size for _, size in seen), **{f"quarter {n + 1}": size for n, size in enumerate(quarters)}}
+
+
+def _reading(said: list[dict[str, float]]) -> dict[str, float]:
+    """Texts a second while the corpus is read: of the first and of the second half, and their ratio."""
+    if len(said) < 5:
+        return {}
+    middle = len(said) // 2
+    first, second = (
+        (b["texts"] - a["texts"]) / (b["at"] - a["at"]) for a, b in ((said[0], said[middle]), (said[middle], said[-1]))
+    )
+    return {"first half": first, "second half": second, "ratio": second / first}
+
+
+def disturbed(options: argparse.Namespace, seconds: float) -> dict[str, Any]:
+    """The same build, killed so many times at random moments; what each kill cost."""
+    draw, kills, ends, equal, lost = random.Random(options.seed), 0, 0, 0, []
+    begin = time.monotonic()
+    while kills < options.kills or not ends:
+        process = start(options, options.work / "again")
+        # Long enough, on average, to get a part of the way.
+        share = seconds / max(1, options.kills) + options.least
+        try:
+            process.wait(timeout=draw.uniform(0.05, 1.9) * share if kills < options.kills else None)
+        except subprocess.TimeoutExpired:
+            folder = options.work / "unfinished"
+            saves = [file.stat().st_mtime for file in folder.glob("*")] if folder.is_dir() else []
+            lost.append(time.time() - max(saves, default=time.time()))
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+            print(f"[{time.monotonic() - begin:5.0f} s] killed {kills} times", file=sys.stderr, flush=True)
+            continue
+        if process.returncode:
+            raise SystemExit(f"The build failed after {kills} kills.")
+        ends += 1
+        equal += _same(options.work / "whole", options.work / "again")
+        shutil.rmtree(options.work / "again")
+    return {
+        "kills": kills, "ends": ends, "equal": equal == ends, "seconds": time.monotonic() - begin,
+        "most lost": max(lost, default=0.0), "median lost": statistics.median(lost) if lost else 0.0,
+        "left over": (options.work / "unfinished").exists(),
+    }  # fmt: skip
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether two dictionaries have the same bytes; the card beside them names its folder."""
+    names = sorted(path.name for path in one.glob("sense_*"))
+    return all((other / name).is_file() and (one / name).read_bytes() == (other / name).read_bytes() for name in names)
+
+
+def main() -> None:
+    """Runs it and prints the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=float, default=2e7, help="of the stream")
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--least", type=float, default=8.0, help="seconds a process lives on average beside its share")
+    parser.add_argument("--memory", default="1GB", help="limit of the process")
+    parser.add_argument("--senses", type=int, default=4)
+    parser.add_argument("--occurrences", type=int, default=200)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--work", type=Path, help="a new folder; a temporary one if not given")
+    parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        work(options)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        options.work = options.work or Path(folder)
+        options.work.mkdir(parents=True, exist_ok=True)
+        make_teacher(options.work / "teacher")
+        whole = watched(options)
+        print(
+            f"{options.tokens:,.0f} tokens, limit {options.memory}, {options.threads} threads: {whole['seconds']:.0f} s"
+        )
+        print(f"memory in MB: {', '.join(f'{name} {size:.0f}' for name, size in whole['memory'].items())}")
+        print(
+            f"texts a second while reading: {', '.join(f'{name} {value:.4g}' for name, value in whole['reading'].items())}"
+        )
+        found = disturbed(options, whole["seconds"])
+        print(f"killed {found['kills']} times, ended {found['ends']} times, {found['seconds']:.0f} s in all:")
+        print("the same bytes" if found["equal"] else "OTHER BYTES")
+        print(f"since the last save at most {found['most lost']:.0f} s, in the median {found['median lost']:.0f} s")
+        save(options.output, {"machine": machine(), "tokens": options.tokens, "undisturbed": whole, "killed": found})
+    if not found["equal"] or found["left over"]:
+        raise SystemExit("Something was lost, or left over.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""The sample of a corpus whose blocks several ranks hold: each draws from its own, and the lowest of all are kept.
+
+How a sample is drawn and merged stands in ``hf_sense.sampling``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from hf_sense.blocks import BLOCK, Blocks
+from hf_sense.ranks import Ranks
+from hf_sense.sampling import OccurrenceSample, OccurrenceSampler
+from hf_sense.unfinished import UnfinishedBuild
+
+_COLUMNS = ("token_ids", "priorities", "texts", "positions", "weights", "totals")
+
+
+def draw_sample(
+    blocks: Blocks,
+    vocab_size: int,
+    ranks: Ranks,
+    *,
+    max_occurrences: int,
+    first_text: int = 0,
+    disable_tqdm: bool | None = None,
+    **options: Any,
+) -> OccurrenceSample:
+    """The sample of all ranks' blocks, on every rank.
+
+    Args:
+        blocks: what this rank holds.
+        vocab_size: token ids run below it.
+        ranks: who draws.
+        max_occurrences: of a token.
+        first_text: the number of the corpus's first text.
+        disable_tqdm: ``True`` hides the progress bar.
+        **options: further ones of ``OccurrenceSampler``.
+    """
+    sampler = OccurrenceSampler(vocab_size, max_occurrences=max_occurrences, **options)
+    bar = tqdm(
+        desc="Sampling", unit=" tokens", unit_scale=True, total=blocks.tokens // ranks.count,
+        disable=disable_tqdm or (None if ranks.main else True),
+    )  # fmt: skip
+    with bar:
+        for number in blocks.own:
+            block = blocks.block(number)
+            sampler.add(block, first_text + BLOCK * number)
+            bar.update(len(block.input_ids))
+    sample = sampler.result()
+    # By pairs, so that no rank holds more than two samples at once.
+    step = 1
+    while step < ranks.count:
+        for low in range(0, ranks.count, 2 * step):
+            if (high := low + step) < ranks.count:
+                sent = ranks.send(tensors_of(sample) if ranks.rank == high else [], high, low)
+                if sent:
+                    sample = sample.merge(sample_of(sent), max_occurrences)
+        step *= 2
+    for target in range(1, ranks.count):
+        sent = ranks.send(tensors_of(sample) if ranks.main else [], 0, target)
+        sample = sample_of(sent) if sent else sample
+    return sample
+
+
+def kept_sample(work: UnfinishedBuild, draw: Callable[[], OccurrenceSample]) -> OccurrenceSample:
+    """The sample that the folder of an unfinished build holds, or else a new one, which it then holds."""
+    done = work.parts_done("sample", 1)
+    if done:
+        return sample_of([found.clone() for found in _in_order(work.all_parts("sample", [done[0]])[0])])
+    sample = draw()
+    if work.folder is not None and work.leads:
+        work.save_part(0, dict(zip(_COLUMNS, tensors_of(sample), strict=True)), "sample")
+    return sample
+
+
+def _in_order(columns: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    return [columns[name] for name in _COLUMNS]
+
+
+def tensors_of(sample: OccurrenceSample) -> list[torch.Tensor]:
+    """Its columns, in the order of its fields; priorities as int64."""
+    return [torch.from_numpy(getattr(sample, name).view(_signed(getattr(sample, name)))) for name in _COLUMNS]
+
+
+def _signed(values: np.ndarray) -> np.dtype:
+    return np.dtype(np.int64) if values.dtype == np.uint64 else values.dtype
+
+
+def sample_of(tensors: list[torch.Tensor]) -> OccurrenceSample:
+    """The sample of such columns."""
+    columns = {name: tensor.numpy() for name, tensor in zip(_COLUMNS, tensors, strict=True)}
+    return OccurrenceSample(**{**columns, "priorities": columns["priorities"].view(np.uint64)})

@@ -1,0 +1,103 @@
+"""Several processes at one folder or one cache: each sees a whole old state or a whole new one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+import threading
+
+import pytest
+import torch
+from datasets import Dataset
+
+from hf_sense import build_dictionary, compute_sense_targets, load_teacher
+from hf_sense.dictionary import SenseDictionary
+from hf_sense.storage import SAVING_NAME
+
+WRITER = textwrap.dedent(
+    """
+    import sys
+    from hf_sense.dictionary import SenseDictionary
+    first, second, folder, times = sys.argv[1:]
+    both = [SenseDictionary.from_pretrained(path) for path in (first, second)]
+    print("ready", flush=True)
+    for number in range(int(times)):
+        # Layouts change too: one file, several, and back.
+        both[number % 2].save_pretrained(folder, max_shard_size=(10**9, 600)[number // 2 % 2])
+    """
+)
+
+
+def test_a_reader_while_a_writer_replaces_the_folder(dictionary, tmp_path):
+    """A reader gets senses of one save with the counts of another, or an error because a file was just renamed."""
+    torch.manual_seed(0)
+    # As alike as can be: the same offsets and counts, other senses.
+    other = SenseDictionary(
+        torch.randn_like(dictionary.senses), dictionary.offsets, dictionary.counts, dictionary.spread,
+        metadata=dictionary.metadata, tokenizer_fingerprint=dictionary.tokenizer_fingerprint,
+    )  # fmt: skip
+    dictionary.save_pretrained(tmp_path / "a")
+    other.save_pretrained(tmp_path / "b")
+    dictionary.save_pretrained(tmp_path / "c")
+    known = {dictionary.fingerprint, other.fingerprint}
+    command = [sys.executable, "-c", WRITER, *(str(tmp_path / name) for name in "abc"), "300"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout.readline() == "ready\n"
+        seen, loads = set(), 0
+        while writer.poll() is None:
+            found = SenseDictionary.from_pretrained(tmp_path / "c", verify=loads % 2 == 0)
+            found._checksums = None  # what its bytes are, not what its description says
+            seen.add(found.fingerprint)
+            loads += 1
+        assert writer.returncode == 0
+    assert seen <= known
+    assert len(seen) == 2
+    assert loads > 20
+    assert not (tmp_path / "c" / SAVING_NAME).exists()
+
+
+def test_what_a_killed_writer_left_is_told_and_not_waited_for(dictionary, tmp_path):
+    """Files of two saves pass for one; or a marker that a dead process left makes every load slow."""
+    dictionary.save_pretrained(tmp_path / "a")
+    changed = SenseDictionary(dictionary.senses + 1, dictionary.offsets, dictionary.counts, dictionary.spread)
+    changed.save_pretrained(tmp_path / "b")
+    name = "sense_dictionary.safetensors"
+    (tmp_path / "a" / name).write_bytes((tmp_path / "b" / name).read_bytes())
+    with pytest.raises(ValueError, match="two different saves"):
+        SenseDictionary.from_pretrained(tmp_path / "a", verify=False)
+    dictionary.save_pretrained(tmp_path / "a")
+    assert SenseDictionary.from_pretrained(tmp_path / "a").fingerprint == dictionary.fingerprint
+
+
+def test_two_builds_and_two_loads_at_once(tiny_teacher_folder, texts, tmp_path):
+    """Work of one thread or process ends up in another's dictionary, or two targets passes spoil one cache."""
+    whole = build_dictionary(str(tiny_teacher_folder), texts, max_senses=3)
+    whole.save_pretrained(tmp_path / "made")
+    data = Dataset.from_dict({"text": texts})
+    expected = compute_sense_targets(data, str(tiny_teacher_folder), whole, cache_dir=tmp_path / "alone")[
+        "sense_labels"
+    ]
+    found, faults = {}, []
+
+    def work(number):
+        try:
+            teacher = load_teacher(str(tiny_teacher_folder))
+            options = {"max_senses": 3, "work_dir": tmp_path / f"work-{number}"}
+            made = build_dictionary(teacher, texts, **options)
+            loaded = SenseDictionary.from_pretrained(tmp_path / "made")
+            made.save_pretrained(tmp_path / "made")
+            targets = compute_sense_targets(data, teacher, loaded, cache_dir=tmp_path / "shared")
+            found[number] = (made.fingerprint, loaded.fingerprint, targets["sense_labels"])
+        except Exception as error:
+            faults.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not faults
+    for made, loaded, labels in found.values():
+        assert made == loaded == whole.fingerprint
+        assert list(labels) == list(expected)
