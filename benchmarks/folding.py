@@ -99,7 +99,8 @@ def main() -> None:
         vocab_size=teacher.model.config.vocab_size, hidden_size=args.width, num_hidden_layers=2,
         num_attention_heads=args.width // 32, intermediate_size=4 * args.width,
     )  # fmt: skip
-    results: dict[str, Any] = {"threads": torch.get_num_threads(), "arguments": {**vars(args), "output": None, "dictionary": None}}
+    arguments = {**vars(args), "output": None, "dictionary": None}
+    results: dict[str, Any] = {"threads": torch.get_num_threads(), "arguments": arguments}
     for name, body in (("2 layers", {"num_hidden_layers": 2}), ("narrow", {"backbone": BertModel(config).eval()})):
         model = SenseModelForSequenceClassification.from_teacher(
             teacher, dictionary, pooling="frequency", num_labels=len(set(labels)), **body
