@@ -102,7 +102,7 @@ or int8 where it says so. Layers whose own states are used keep no senses.
 """
 
 SPEED = """Speed: 256 texts by 64, from text to vector, tokenizing included, one thread, over the teacher's in the same round;
-the median of {rounds}, with the lowest and the highest.
+the median of {rounds}, with the lowest and the highest. The last run was taken beside other work, which its spread shows.
 
 ![Accuracy against speed](images/comparison-speed.svg)
 
