@@ -53,9 +53,9 @@ SAYS = """## What the figures say
 
 - **Senses in the teacher's place.** Twenty a token cost about a point of few-shot accuracy where classes are many, and
   nothing on emotion. One mean a token with codes that all tokens share is as good on Banking77, better on the mean of four,
-  and there level with the teacher; leaving out the tokens that the texts hold but once makes it a third smaller and no worse
-  than chance allows. The paper's recipe, `dot` with mean pooling, is far behind. Soft or hard makes no difference that chance
-  could not.
+  and there level with the teacher; leaving out the tokens that the texts hold but once makes it a quarter smaller on
+  Banking77 and no worse than chance allows. The paper's recipe, `dot` with mean pooling, is far behind. Soft or hard makes no
+  difference that chance could not.
 - **One layer.** With few labels the student that learns senses, read softly, is level with those that learn the squared error
   or the cosine on the mean of four: ahead on Banking77, behind on SST-2. Soft is a little better than hard. The squared error
   beside the senses adds nothing. With all train texts labelled senses **lose** to both by about a point.

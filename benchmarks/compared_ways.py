@@ -36,7 +36,7 @@ CODES: dict[str, dict[str, Any]] = {
     }
     for levels, codes in ((1, 1024), (2, 256))
 }  # fmt: skip
-# The same without the tokens that the texts hold but once: half of all tokens, a hundredth of the text.
+# The same without the tokens that the texts hold but once.
 TWICE = {f"{name}, seen twice": {**options, "min_count": 2} for name, options in CODES.items() if "2 x 256" in name}
 STEPS = 600  # of 32 texts, for every student with layers
 EPOCHS = 6  # for students without

@@ -17,7 +17,7 @@ from hf_sense.ranks import Ranks
 from hf_sense.sampling import OccurrenceSample, OccurrenceSampler
 from hf_sense.unfinished import UnfinishedBuild
 
-_COLUMNS = ("token_ids", "priorities", "texts", "positions", "weights", "totals")
+SAMPLE_COLUMNS = ("token_ids", "priorities", "texts", "positions", "weights", "totals")
 
 
 def draw_sample(
@@ -74,17 +74,17 @@ def kept_sample(work: UnfinishedBuild, draw: Callable[[], OccurrenceSample]) -> 
         return sample_of([found.clone() for found in _in_order(work.all_parts("sample", [done[0]])[0])])
     sample = draw()
     if work.folder is not None and work.leads:
-        work.save_part(0, dict(zip(_COLUMNS, tensors_of(sample), strict=True)), "sample")
+        work.save_part(0, dict(zip(SAMPLE_COLUMNS, tensors_of(sample), strict=True)), "sample")
     return sample
 
 
 def _in_order(columns: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-    return [columns[name] for name in _COLUMNS]
+    return [columns[name] for name in SAMPLE_COLUMNS]
 
 
 def tensors_of(sample: OccurrenceSample) -> list[torch.Tensor]:
     """Its columns, in the order of its fields; priorities as int64."""
-    return [torch.from_numpy(getattr(sample, name).view(_signed(getattr(sample, name)))) for name in _COLUMNS]
+    return [torch.from_numpy(getattr(sample, name).view(_signed(getattr(sample, name)))) for name in SAMPLE_COLUMNS]
 
 
 def _signed(values: np.ndarray) -> np.dtype:
@@ -93,5 +93,5 @@ def _signed(values: np.ndarray) -> np.dtype:
 
 def sample_of(tensors: list[torch.Tensor]) -> OccurrenceSample:
     """The sample of such columns."""
-    columns = {name: tensor.numpy() for name, tensor in zip(_COLUMNS, tensors, strict=True)}
+    columns = {name: tensor.numpy() for name, tensor in zip(SAMPLE_COLUMNS, tensors, strict=True)}
     return OccurrenceSample(**{**columns, "priorities": columns["priorities"].view(np.uint64)})

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hf_sense.drawing import sample_of, tensors_of
+from hf_sense.drawing import SAMPLE_COLUMNS, sample_of, tensors_of
 from hf_sense.files import write_text
 from hf_sense.ranks import Ranks
 from hf_sense.sampled_vectors import SampledVectors
@@ -27,7 +27,6 @@ from hf_sense.unfinished import UnfinishedBuild
 
 JSON_NAME = "sense_samples.json"
 _SAMPLE_NAME = "sample.safetensors"
-_COLUMNS = ("token_ids", "priorities", "texts", "positions", "weights", "totals")
 _ROWS_A_FILE = 2**26
 _VERSION = 1
 
@@ -73,7 +72,7 @@ class KeptSample:
         found = read_checked(path / _SAMPLE_NAME, keep=True)
         if found is None or len(found["token_ids"]) != rows:
             raise ValueError(f"{path / _SAMPLE_NAME} is missing or damaged. Build with keep_samples again.")
-        sample = sample_of([found[name].clone() for name in _COLUMNS])
+        sample = sample_of([found[name].clone() for name in SAMPLE_COLUMNS])
         digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
         return cls(path, sample, identity, corpus, digest)
 
@@ -174,7 +173,7 @@ def keep_sample(
         folder.parent.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         made.chmod(0o755)
-        columns = dict(zip(_COLUMNS, tensors_of(sample), strict=True))
+        columns = dict(zip(SAMPLE_COLUMNS, tensors_of(sample), strict=True))
         write_checked(made / _SAMPLE_NAME, columns)
     step = max(1, _ROWS_A_FILE // (4 * vectors.dim))
     for number, rows in enumerate(_steps(len(vectors), step)):
