@@ -11,8 +11,9 @@ import pytest
 import torch
 from datasets import Dataset
 
-from hf_sense import build_dictionary, compute_sense_targets, load_teacher
+from hf_sense import build_dictionary, compute_sense_targets, load_teacher, storage
 from hf_sense.dictionary import SenseDictionary
+from hf_sense.folders import JSON_NAME
 from hf_sense.storage import SAVING_NAME
 
 WRITER = textwrap.dedent(
@@ -55,6 +56,31 @@ def test_a_reader_while_a_writer_replaces_the_folder(dictionary, tmp_path):
     assert len(seen) == 2
     assert loads > 20
     assert not (tmp_path / "c" / SAVING_NAME).exists()
+
+
+@pytest.mark.parametrize("where", ["safe_open", "_map", "_signature"])
+def test_a_save_at_the_worst_moment(dictionary, tmp_path, monkeypatch, where):
+    """The header of one save and the rows of the next; or a save that ends while the reader asks whether one runs."""
+    other = SenseDictionary(dictionary.senses + 1, dictionary.offsets, dictionary.counts, dictionary.spread)
+    dictionary.save_pretrained(tmp_path / "a")
+    if where == "_signature":  # a save that has renamed its tensors and not yet its description
+        old = (tmp_path / "a" / JSON_NAME).read_bytes()
+        other.save_pretrained(tmp_path / "a")
+        (tmp_path / "a" / JSON_NAME).write_bytes(old)
+        (tmp_path / "a" / SAVING_NAME).touch()
+    plain, calls = getattr(storage, where), []
+
+    def slow(*arguments, **options):
+        found = plain(*arguments, **options) if where == "_signature" else None
+        calls.append(where)
+        if len(calls) == (2 if where == "_signature" else 1):
+            other.save_pretrained(tmp_path / "a")
+        return found if where == "_signature" else plain(*arguments, **options)
+
+    monkeypatch.setattr(storage, where, slow)
+    found = SenseDictionary.from_pretrained(tmp_path / "a", verify=False)
+    assert torch.equal(found.senses, dictionary.senses if where == "_map" else other.senses)
+    assert torch.equal(found.spread, dictionary.spread)
 
 
 def test_what_a_killed_writer_left_is_told_and_not_waited_for(dictionary, tmp_path):

@@ -10,10 +10,11 @@ import hashlib
 import json
 import logging
 import mmap
+import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -100,8 +101,9 @@ def read_dictionary(
         try:
             return _read(folder, verify, called)
         except (ValueError, FileNotFoundError):
-            # Another process may be saving there: then wait for it, and read what it wrote.
-            saving = before != _signature(folder) or _is_being_saved(folder)
+            # Another process may be saving there: then wait for it, and read what it wrote. The marker is looked at first:
+            # a save that ended before that has changed the files, one that ends after it is still told by the marker.
+            saving = _is_being_saved(folder) or before != _signature(folder)
             if not saving or time.monotonic() > give_up:
                 raise
             time.sleep(0.02)
@@ -143,31 +145,34 @@ def _read(
     mappings: dict[int, mmap.mmap | None] = {}
     small: dict[str, torch.Tensor] = {}
     for path in files:
-        header, of_json = _checked_header(path)
-        if of_json is not None and of_json != checksum_of(metadata["sha256"]):
-            raise ValueError(
-                f"{path} and {JSON_NAME} beside it come from two different saves, and one of them did not end. Save or fetch the "
-                "dictionary again."
-            )
-        for name, (dtype, shape, begin) in header.items():
-            number = _block_number(name)
-            if number is not None:
-                fits = len(shape) == 2 and shape[1] == dim and dtype in sense_dtypes
-                wanted = f"(rows, {dim}) of {', '.join(sense_dtypes)}"
-            elif name in expected:
-                fits = shape == expected[name][0] and dtype in expected[name][1]
-                wanted = f"{tuple(expected[name][0])} of {', '.join(expected[name][1])}"
-            else:
-                raise ValueError(f"{path} holds a tensor named {name!r} that does not belong in a sense dictionary.")
-            if not fits:
-                raise ValueError(f"{path}: {name} should be {wanted}, but is {tuple(shape)} of {dtype}.")
-            target = blocks if number is not None else small
-            key: Any = number if number is not None else name
-            if key in target:
-                raise ValueError(f"{path}: {name} is stored twice.")
-            target[key], mapping = _map(path, dtype, shape, begin)
-            if number is not None:
-                mappings[number] = mapping
+        with _opened(path) as file:
+            header, of_json = _checked_header(file, path)
+            if of_json is not None and of_json != checksum_of(metadata["sha256"]):
+                raise ValueError(
+                    f"{path} and {JSON_NAME} beside it come from two different saves, and one of them did not end. Save or fetch "
+                    "the dictionary again."
+                )
+            for name, (dtype, shape, begin) in header.items():
+                number = _block_number(name)
+                if number is not None:
+                    fits = len(shape) == 2 and shape[1] == dim and dtype in sense_dtypes
+                    wanted = f"(rows, {dim}) of {', '.join(sense_dtypes)}"
+                elif name in expected:
+                    fits = shape == expected[name][0] and dtype in expected[name][1]
+                    wanted = f"{tuple(expected[name][0])} of {', '.join(expected[name][1])}"
+                else:
+                    raise ValueError(
+                        f"{path} holds a tensor named {name!r} that does not belong in a sense dictionary."
+                    )
+                if not fits:
+                    raise ValueError(f"{path}: {name} should be {wanted}, but is {tuple(shape)} of {dtype}.")
+                target = blocks if number is not None else small
+                key: Any = number if number is not None else name
+                if key in target:
+                    raise ValueError(f"{path}: {name} is stored twice.")
+                target[key], mapping = _map(file, dtype, shape, begin)
+                if number is not None:
+                    mappings[number] = mapping
     needed = [name for name in expected if name not in ("scales", "code_scales")]
     missing = [name for name in needed if name not in small] + ([] if blocks else ["senses"])
     if missing:
@@ -249,22 +254,34 @@ def _tensor_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def _checked_header(path: Path) -> tuple[dict[str, tuple[str, list[int], int]], str | None]:
-    """The dtype, shape and first byte of each tensor, and the save that the file is of, if it says.
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise _unsound(path, error) from error
 
-    The safetensors library has found the file sound before.
+
+def _unsound(path: Path, error: Exception) -> ValueError:
+    return ValueError(
+        f"{path} is not a sound safetensors file ({error}). It may be cut short, damaged, or of another kind, as a pickle is; "
+        "nothing of it was run. Fetch or save the dictionary again."
+    )
+
+
+def _checked_header(file: BinaryIO, path: Path) -> tuple[dict[str, tuple[str, list[int], int]], str | None]:
+    """The dtype, shape and first byte of each tensor of the open ``file``, and the save that it is of, if it says.
+
+    The safetensors library has found it sound before: it opens the path itself, so that the path must still be this file.
     """
     try:
         with safe_open(path, framework="pt"):
             pass
-        with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
+        if not os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+            raise OSError("another save replaced it meanwhile")
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
     except (SafetensorError, ValueError, OSError, RuntimeError) as error:
-        raise ValueError(
-            f"{path} is not a sound safetensors file ({error}). It may be cut short, damaged, or of another kind, as a "
-            "pickle is; nothing of it was run. Fetch or save the dictionary again."
-        ) from error
+        raise _unsound(path, error) from error
     about = header.pop("__metadata__", None) or {}
     return {
         name: (entry["dtype"], entry["shape"], 8 + length + entry["data_offsets"][0]) for name, entry in header.items()
@@ -278,15 +295,14 @@ def _block_number(name: str) -> int | None:
     return int(number) if stem == "senses" and number.isascii() and number.isdigit() and len(number) < 10 else None
 
 
-def _map(path: Path, dtype: str, shape: list[int], begin: int) -> tuple[torch.Tensor, mmap.mmap | None]:
+def _map(file: BinaryIO, dtype: str, shape: list[int], begin: int) -> tuple[torch.Tensor, mmap.mmap | None]:
     torch_dtype = _SENSE_DTYPES.get(dtype, torch.int64)
     count = 1
     for size in shape:
         count *= size
     if count == 0:
         return torch.empty(shape, dtype=torch_dtype), None
-    with open(path, "rb") as file:
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     if hasattr(mmap, "MADV_RANDOM"):
         # Rows are touched here and there: without this the kernel reads megabytes around each.
         mapped.madvise(mmap.MADV_RANDOM)
