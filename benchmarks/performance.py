@@ -45,8 +45,8 @@ class Job:
 
 JOBS = (
     Job("kernels", "sense_kernels.py", "--rounds 7", dictionary="r8"),
-    Job("targets, 1 thread", "targets.py", "--rounds 7", threads=1, dictionary="r8"),
-    Job("targets, 2 threads", "targets.py", "--rounds 7", threads=2, dictionary="r8"),
+    Job("targets, 1 thread", "targets.py", "--count 192 --rounds 7", threads=1, dictionary="r8"),
+    Job("targets, 2 threads", "targets.py", "--count 192 --rounds 7", threads=2, dictionary="r8"),
     Job("folding, 1 thread", "folding.py", "--rounds 7", threads=1, dictionary="folding"),
     Job("folding, 2 threads", "folding.py", "--rounds 7", threads=2, dictionary="folding"),
     Job("serving", "serving.py", "--data FOLDER/banking77 --steps 200", plot="serving.svg", dictionary="banking77"),
@@ -56,7 +56,7 @@ JOBS = (
     Job(
         "small dictionaries, emotion", "small_dictionaries.py", "--data FOLDER/tweeteval_emotion --probe", threads=1
     ),
-    Job("clustering", "clustering.py", "--data FOLDER", plot="clustering.svg"),
+    Job("clustering", "clustering.py", "--data FOLDER --tokens 2000", plot="clustering.svg"),
     Job("profiles", "profiles.py"),
 )  # fmt: skip
 

@@ -192,9 +192,9 @@ class Serving:
         self.add("TF-IDF, logistic regression", "tfidf", write)
 
     def measure(self, threads: int) -> None:
-        """Opens every way and times all of them by turns; the first time it also asks all test texts and looks at memory."""
+        """Opens every way and times all of them by turns; with the most threads it asks all test texts too, and looks at memory."""
         torch.set_num_threads(threads)
-        test, first = self.texts["test"], threads == self.options.threads[0]
+        test, first = self.texts["test"], threads == max(self.options.threads)
         for way in self.ways:
             if way.failure:
                 continue
@@ -219,7 +219,7 @@ class Serving:
                 way.figures[f"{title}_texts_per_second"] = number / statistics.median(seconds[name])
                 way.figures[f"{title}_ratio"] = spread(ratios(seconds[TEACHER], seconds[name]))
         if first:
-            self.measure_memory(list(running.values()), threads)
+            self.measure_memory(list(running.values()), min(self.options.threads))
 
     def measure_memory(self, ways: list[Way], threads: int) -> None:
         """What a process of its own takes to open each way and answer one batch."""
@@ -341,19 +341,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         serving = Serving(options, Path(folder))
         save_all(serving, options)
-        for threads in options.threads:
+        for threads in sorted(options.threads, reverse=True):
             serving.measure(threads)
             serving.show(threads)
-            rows = [
+            by_threads[str(threads)] = [
                 {"name": way.name, "few_shot": way.few_shot, "failure": way.failure, **way.figures}
                 for way in serving.ways
             ]
-            by_threads[str(threads)] = rows
     save(options.output, {"steps": options.steps, "rounds": options.rounds, "threads": by_threads})
     if options.plot:
         from speed_plot import draw
 
-        draw(rows, options.plot)
+        draw(by_threads[str(max(options.threads))], options.plot)
 
 
 if __name__ == "__main__":
