@@ -66,7 +66,7 @@ def main() -> None:
         if code:
             failed = [path.read_bytes() for path in sorted(options.work.glob("failed-*"))]
             print(*failed[:3], sep="\n")
-            raise SystemExit(f"The fuzzer ended with {code}; {len(failed)} cases failed.")
+            raise SystemExit(f"The fuzzer ended with {code}; {len(failed)} case{'s' * (len(failed) != 1)} failed.")
 
 
 def work(options: argparse.Namespace) -> None:

@@ -45,10 +45,10 @@ class Job:
 
 JOBS = (
     Job("kernels", "sense_kernels.py", "--rounds 7", dictionary="r8"),
-    Job("targets, 1 thread", "targets.py", "--count 192 --rounds 7", threads=1, dictionary="r8"),
-    Job("targets, 2 threads", "targets.py", "--count 192 --rounds 7", threads=2, dictionary="r8"),
-    Job("folding, 1 thread", "folding.py", "--rounds 7", threads=1, dictionary="folding"),
-    Job("folding, 2 threads", "folding.py", "--rounds 7", threads=2, dictionary="folding"),
+    Job("targets, 1 thread", "targets.py", "--count 128 --rounds 9", threads=1, dictionary="r8"),
+    Job("targets, 2 threads", "targets.py", "--count 128 --rounds 9", threads=2, dictionary="r8"),
+    Job("folding, 1 thread", "folding.py", "--texts 600 --rounds 7", threads=1, dictionary="folding"),
+    Job("folding, 2 threads", "folding.py", "--texts 600 --rounds 7", threads=2, dictionary="folding"),
     Job("serving", "serving.py", "--data FOLDER/banking77 --steps 200", plot="serving.svg", dictionary="banking77"),
     Job(
         "small dictionaries, banking77", "small_dictionaries.py", "--data FOLDER/banking77", threads=1, dictionary="banking77",

@@ -192,7 +192,7 @@ class Serving:
         self.add("TF-IDF, logistic regression", "tfidf", write)
 
     def measure(self, threads: int) -> None:
-        """Opens every way and times all of them by turns; with the most threads it asks all test texts too, and looks at memory."""
+        """Opens every way and times all by turns; with the most threads it asks all test texts too, and looks at memory."""
         torch.set_num_threads(threads)
         test, first = self.texts["test"], threads == max(self.options.threads)
         for way in self.ways:

@@ -1,5 +1,7 @@
 """Pooling and the moving of padding: what stands under padding, and on which side, must not matter."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -103,3 +105,20 @@ def test_row_without_tokens_stays_in_place():
     tensor = torch.tensor([[1, 2, 3], [4, 5, 6]])
     assert aligned.move(tensor).tolist() == [[1, 2, 3], [5, 6, 4]]
     assert torch.equal(aligned.restore(aligned.move(tensor)), tensor)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_padding_moves_in_compiled_code_as_it_does_without():
+    """Code that is compiled for any batch and length finds the first token at another place, or past the end."""
+
+    def both(mask):
+        aligned = RightAligned(mask, always=True)
+        return aligned.move(mask), aligned.restore(torch.arange(mask.shape[1]).expand(mask.shape))
+
+    compiled = torch.compile(both, dynamic=True)
+    torch.manual_seed(0)
+    for batch_size, length in ((64, 31), (64, 34), (3, 9), (2, 64)):
+        padding = torch.randint(0, length, (batch_size, 1)) * torch.randint(0, 2, (batch_size, 1))
+        for mask in (torch.arange(length) >= padding, torch.arange(length) < length - padding):
+            for found, expected in zip(compiled(mask.long()), both(mask.long())):
+                assert torch.equal(found, expected)

@@ -14,7 +14,8 @@ class RightAligned:
     """
 
     def __init__(self, attention_mask: torch.Tensor, always: bool = False) -> None:
-        first = attention_mask.to(torch.int8).argmax(-1, keepdim=True)
+        # Counted, not the arg max of the mask: compiled for any length, that of small integers is wrong (torch 2.13, CPU).
+        first = (attention_mask.cumsum(-1) == 0).sum(-1, keepdim=True)
         self._moved = always or bool((first > 0).any())
         length = attention_mask.shape[-1]
         there = torch.arange(length, device=attention_mask.device) + first
