@@ -11,6 +11,7 @@ test tokens that have two senses or more. It tunes nothing.
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import tempfile
 from pathlib import Path
@@ -81,10 +82,12 @@ def main() -> None:
     parser.add_argument("--teacher", help="folder or Hub id of an encoder; all-MiniLM-L6-v2 if not given")
     parser.add_argument("--texts", type=int, help="only the first so many texts of each split")
     parser.add_argument("--probe", action="store_true", help="also fit a regression on all train texts")
-    parser.add_argument("--rounds", type=int, default=15, help="how often each replacement is timed")
+    parser.add_argument("--rounds", type=int, default=9, help="how often each replacement is timed")
     parser.add_argument("--dictionary", type=Path, help="folder that keeps the dictionary; used if it is there")
     parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
     options = parser.parse_args()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)  # until the replacement is timed
     rows = {split: read_rows(options.data / f"{split}.jsonl")[: options.texts] for split in ("train", "test")}
     teacher = load_teacher(options.teacher or default_teacher())
     texts = {split: [row["text"] for row in part] for split, part in rows.items()}
@@ -109,6 +112,7 @@ def main() -> None:
         inside = {name: SenseModel.from_teacher(teacher, dictionaries[name]) for name in ("float32", "int8")}
         ways = {("outside", name): model for name, model in models.items()}
         ways |= {("among the weights", name): model for name, model in inside.items()}
+        torch.set_num_threads(threads)
         seconds = by_turns({way: lambda own=own: test.replaced(own) for way, own in ways.items()}, options.rounds)
         chosen = {name: test.replaced(model)[1] for name, model in models.items()}
     token_ids = torch.cat([ids.reshape(-1) for ids, _, _ in test.parts])
