@@ -224,7 +224,7 @@ def peak() -> float:
 def run(name: str, cases: int, seed: int, folders: Folders) -> dict[str, Any]:
     """So many cases of one kind."""
     found: list[str] = []
-    slowest, begin, before = 0.0, time.perf_counter(), 0.0
+    slowest, begin, before = (0.0, 0), time.perf_counter(), 0.0
     warm = min(cases, 500)
     for number in tqdm(range(cases), desc=name, unit=" cases"):
         if number == warm:
@@ -238,9 +238,9 @@ def run(name: str, cases: int, seed: int, folders: Folders) -> dict[str, Any]:
                 found.append(f"case {number}: {traceback.format_exc()[-700:]}")
             else:
                 break
-        slowest = max(slowest, time.perf_counter() - at)
+        slowest = max(slowest, (time.perf_counter() - at, number))
     return {
-        "cases": number + 1 if cases else 0, "found": found, "slowest_seconds": slowest,
+        "cases": number + 1 if cases else 0, "found": found, "slowest_seconds": slowest[0], "slowest_case": slowest[1],
         "grown_mb": max(0.0, peak() - before) if cases > warm else 0.0, "seconds": time.perf_counter() - begin,
     }  # fmt: skip
 
@@ -273,8 +273,10 @@ def main() -> None:
         os.chdir(here)
         shutil.rmtree(root)
     save(options.output, {"machine": machine(), "seed": options.seed, "rows": rows})
-    for row in rows.values():
+    for name, row in rows.items():
         print(*row["found"], sep="\n", file=sys.stderr)
+        if row["slowest_seconds"] > _SECONDS:
+            print(f"{name}: case {row['slowest_case']} took {row['slowest_seconds']:.1f} s", file=sys.stderr)
     bad = [
         n
         for n, row in rows.items()

@@ -64,47 +64,67 @@ def start(options: argparse.Namespace, output: Path) -> subprocess.Popen[bytes]:
 
 
 def watched(options: argparse.Namespace) -> dict[str, Any]:
-    """An undisturbed build: seconds, memory over time in MB, and how fast texts were read."""
-    begin = time.monotonic()
+    """An undisturbed build: seconds, memory of each stage over time in MB, and how fast texts were read and embedded."""
+    begin, unfinished = time.monotonic(), options.work / "unfinished"
     process = start(options, options.work / "whole")
-    about, memory = psutil.Process(process.pid), []
+    about = psutil.Process(process.pid)
+    seen: dict[str, list[tuple[float, float, int]]] = {}
     while process.poll() is None:
         try:
-            memory.append((time.monotonic() - begin, about.memory_info().rss / 1e6))
+            size = about.memory_info().rss / 1e6
         except psutil.NoSuchProcess:
             break
+        stage, done = _stage(unfinished)
+        seen.setdefault(stage, []).append((time.monotonic() - begin, size, done))
         time.sleep(_SECONDS_BETWEEN_LOOKS)
     lines = (options.work / "said.txt").read_text(encoding="utf-8").splitlines()
     said = [json.loads(line) for line in lines if line.startswith("{")]
     if process.wait():
         raise SystemExit("The undisturbed build failed; run it with --worker to see why.")
     seconds = time.monotonic() - begin
-    return {"seconds": seconds, "memory": _memory(memory), "reading": _reading(said)}
+    rates = {"reading": _halves([(one["at"], one["texts"]) for one in said])}
+    rates["embedding"] = _halves([(at, done) for at, _, done in seen.get("embedding", ())])
+    return {
+        "seconds": seconds, "memory": {stage: _memory(own) for stage, own in seen.items()},
+        "peak": max(size for own in seen.values() for _, size, _ in own), "rates": rates,
+    }  # fmt: skip
 
 
-def _memory(seen: list[tuple[float, float]]) -> dict[str, float]:
-    """The peak, and the peaks of the four quarters of the time, in MB."""
-    end = seen[-1][0]
-    quarters = [max((size for at, size in seen if n / 4 <= at / end <= (n + 1) / 4), default=0.0) for n in range(4)]
-    return {"peak": max(size for _, size in seen), **{f"quarter {n + 1}": size for n, size in enumerate(quarters)}}
+def _stage(folder: Path) -> tuple[str, int]:
+    """What a build is at, read off the names in its folder, and the bytes that embedding has written."""
+    names = [path for path in folder.glob("*") if path.suffix == ".safetensors"] if folder.is_dir() else []
+    kinds = {path.name.partition("-")[0] for path in names}
+    if "part" in kinds:
+        return "clustering", 0
+    if "sample" in kinds:
+        pieces = [path for path in names if path.name.startswith("vectors-")]
+        return "embedding", sum(path.stat().st_size for path in pieces if path.exists())
+    return ("sampling" if (folder / "corpus.json").is_file() else "reading") if kinds else "loading", 0
 
 
-def _reading(said: list[dict[str, float]]) -> dict[str, float]:
-    """Texts a second while the corpus is read: of the first and of the second half, and their ratio."""
-    if len(said) < 5:
+def _memory(seen: list[tuple[float, float, int]]) -> dict[str, float]:
+    """The peaks of the two halves of a stage's time, in MB."""
+    middle = (seen[0][0] + seen[-1][0]) / 2
+    first = max(size for at, size, _ in seen if at <= middle)
+    second = max((size for at, size, _ in seen if at > middle), default=first)
+    return {"first half": first, "second half": second, "ratio": second / first}
+
+
+def _halves(amounts: list[tuple[float, float]]) -> dict[str, float]:
+    """How much a second, of the first and of the second half of an amount that grew with time, and their ratio."""
+    steps = [one for number, one in enumerate(amounts) if number == 0 or one[1] > amounts[number - 1][1]]
+    if len(steps) < 5:
         return {}
-    middle = len(said) // 2
-    first, second = (
-        (b["texts"] - a["texts"]) / (b["at"] - a["at"]) for a, b in ((said[0], said[middle]), (said[middle], said[-1]))
-    )
+    middle = min(range(1, len(steps) - 1), key=lambda n: abs(2 * steps[n][1] - steps[0][1] - steps[-1][1]))
+    first, second = ((b[1] - a[1]) / (b[0] - a[0]) for a, b in ((steps[0], steps[middle]), (steps[middle], steps[-1])))
     return {"first half": first, "second half": second, "ratio": second / first}
 
 
 def disturbed(options: argparse.Namespace, seconds: float) -> dict[str, Any]:
     """The same build, killed so many times at random moments; what each kill cost."""
     draw, kills, ends, equal, lost = random.Random(options.seed), 0, 0, 0, []
-    begin = time.monotonic()
-    while kills < options.kills or not ends:
+    begin, ended = time.monotonic(), False
+    while kills < options.kills or not ended:
         process = start(options, options.work / "again")
         # Long enough, on average, to get a part of the way.
         share = seconds / max(1, options.kills) + options.least
@@ -116,12 +136,12 @@ def disturbed(options: argparse.Namespace, seconds: float) -> dict[str, Any]:
             lost.append(time.time() - max(saves, default=time.time()))
             process.send_signal(signal.SIGKILL)
             process.wait()
-            kills += 1
+            kills, ended = kills + 1, False
             print(f"[{time.monotonic() - begin:5.0f} s] killed {kills} times", file=sys.stderr, flush=True)
             continue
         if process.returncode:
             raise SystemExit(f"The build failed after {kills} kills.")
-        ends += 1
+        ends, ended = ends + 1, True
         equal += _same(options.work / "whole", options.work / "again")
         shutil.rmtree(options.work / "again")
     return {
@@ -163,10 +183,14 @@ def main() -> None:
         print(
             f"{options.tokens:,.0f} tokens, limit {options.memory}, {options.threads} threads: {whole['seconds']:.0f} s"
         )
-        print(f"memory in MB: {', '.join(f'{name} {size:.0f}' for name, size in whole['memory'].items())}")
-        print(
-            f"texts a second while reading: {', '.join(f'{name} {value:.4g}' for name, value in whole['reading'].items())}"
-        )
+        print(f"peak memory {whole['peak']:.0f} MB; of each stage's two halves:")
+        for stage, own in whole["memory"].items():
+            print(f"  {stage}: {own['first half']:.0f} and {own['second half']:.0f} MB, {own['ratio'] - 1:+.1%}")
+        for stage, own in whole["rates"].items():
+            if own:
+                shown = ", ".join(f"{own[half]:.4g}" for half in ("first half", "second half"))
+                unit = "texts" if stage == "reading" else "bytes of embeddings"
+                print(f"{unit} a second while {stage}, of its two halves: {shown}, {own['ratio'] - 1:+.1%}")
         found = disturbed(options, whole["seconds"])
         print(f"killed {found['kills']} times, ended {found['ends']} times, {found['seconds']:.0f} s in all:")
         print("the same bytes" if found["equal"] else "OTHER BYTES")

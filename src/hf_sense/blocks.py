@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 BLOCK = 1024
 # What an interrupt loses at most, and what waits in memory.
 _SECONDS_BETWEEN_SAVES = 20.0
-_TOKENS_A_PIECE = 2**23
+_TOKENS_A_PIECE = 2**21
 
 
 @dataclass(frozen=True)

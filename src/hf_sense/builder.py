@@ -176,7 +176,7 @@ def build_dictionary(
                 work,
                 lambda: draw_sample(
                     blocks, len(teacher.tokenizer), ranks, max_occurrences=max_occurrences, seed=seed, excluded_ids=excluded,
-                    first_text=first_text, chunk=limit.waiting, disable_tqdm=disable_tqdm,
+                    first_text=first_text, chunk=limit.waiting(), disable_tqdm=disable_tqdm,
                 ),
             )  # fmt: skip
             if old is not None:
@@ -210,7 +210,7 @@ def build_dictionary(
                 )  # fmt: skip
             vectors = SampledVectors(work, len(sample.token_ids), teacher.dim, kept)
             bounds = np.searchsorted(sample.token_ids, np.arange(len(sample.totals) + 1)).astype(np.int64)
-            at_once = None if limit.vectors is None else max(1, limit.vectors // (4 * teacher.dim))
+            at_once = limit.vectors(teacher.dim)
             limits = None
             if allowed is not None:
                 limits = shared_senses(
@@ -227,7 +227,7 @@ def build_dictionary(
             clusters = cluster_parts(
                 vectors, bounds, sample, options, limits, seed, work, rows_at_once=at_once, disable_tqdm=disable_tqdm
             )
-            dictionary = assembled(clusters, sample.totals, limit.senses, metric, metadata, teacher)
+            dictionary = assembled(clusters, sample.totals, limit.senses(), metric, metadata, teacher)
             if codes is not None:
                 quiet = disable_tqdm or (None if ranks.main else True)
                 dictionary.codes = fit_dictionary_codes(

@@ -13,6 +13,7 @@ import torch
 from tqdm.auto import tqdm
 
 from hf_sense.blocks import BLOCK, Blocks
+from hf_sense.memory import release
 from hf_sense.ranks import Ranks
 from hf_sense.sampling import OccurrenceSample, OccurrenceSampler
 from hf_sense.unfinished import UnfinishedBuild
@@ -64,6 +65,7 @@ def draw_sample(
     for target in range(1, ranks.count):
         sent = ranks.send(tensors_of(sample) if ranks.main else [], 0, target)
         sample = sample_of(sent) if sent else sample
+    release()
     return sample
 
 

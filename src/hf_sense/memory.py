@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import re
 from dataclasses import dataclass
 
@@ -9,10 +12,10 @@ import psutil
 
 _UNITS = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 _LEAST = 96 * 10**6
-# Of what a limit leaves: vectors that are clustered at once, occurrences that wait to be sorted, the finished senses.
-_VECTORS, _WAITING, _SENSES = 0.4, 0.2, 0.2
-# An occurrence that waits, and what sorting it takes beside it.
-_BYTES_A_WAITING = 130
+# Of what a limit leaves at a time: vectors that are clustered at once, occurrences that wait to be sorted, the finished senses.
+_VECTORS, _WAITING, _SENSES = 0.5, 0.2, 0.3
+# What an occurrence takes while it waits and is sorted, and what clustering takes of a vector beside its numbers.
+_BYTES_A_WAITING, _BYTES_A_CLUSTERED = 200, 160
 
 
 def bytes_of(size: int | str, name: str = "max_memory") -> int:
@@ -49,23 +52,28 @@ def shown_bytes(size: float) -> str:
     return f"{size / _UNITS[unit.lower()]:.1f} {unit}"
 
 
+def release() -> None:
+    """Gives the system back what was freed: allocators keep it, and it counts as the process's."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # only the C library of Linux has the call
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 @dataclass(frozen=True)
 class MemoryLimit:
     """How a build stays under a limit: what each of its stages may hold. Without a limit it holds all.
 
+    What is left is looked at when a stage begins, since what the ones before it made is held by then.
+
     Attributes:
-        vectors: bytes of contextual embeddings at once; ``None`` for all.
-        waiting: occurrences that are sorted at once; ``None`` for the default.
-        senses: bytes of finished senses that are held in one piece; ``None`` for all.
+        total: bytes that the process may take; ``None`` for no limit.
     """
 
-    vectors: int | None = None
-    waiting: int | None = None
-    senses: int | None = None
+    total: int | None = None
 
     @classmethod
     def of(cls, max_memory: int | str | None) -> MemoryLimit:
-        """The shares of what the limit leaves beside that which the process, with its teacher, holds already.
+        """The limit, beside that which the process, with its teacher, holds already.
 
         Raises:
             ValueError: if it leaves too little to work with.
@@ -73,10 +81,30 @@ class MemoryLimit:
         if max_memory is None:
             return cls()
         used = bytes_in_use()
-        left = bytes_of(max_memory) - used
-        if left < _LEAST:
+        if bytes_of(max_memory) - used < _LEAST:
             raise ValueError(
                 f"max_memory is {max_memory}, and this process holds {shown_bytes(used)} already, with its teacher. Give at "
                 f"least {shown_bytes(used + _LEAST)}."
             )
-        return cls(int(_VECTORS * left), int(_WAITING * left) // _BYTES_A_WAITING, int(_SENSES * left))
+        return cls(bytes_of(max_memory))
+
+    def vectors(self, dim: int) -> int | None:
+        """Contextual embeddings, ``dim`` float32 numbers each, that are clustered at once; ``None`` for all."""
+        left = self._left()
+        return None if left is None else max(1, int(_VECTORS * left) // (4 * dim + _BYTES_A_CLUSTERED))
+
+    def waiting(self) -> int | None:
+        """Occurrences that are sorted at once; ``None`` for the default."""
+        left = self._left()
+        return None if left is None else int(_WAITING * left) // _BYTES_A_WAITING
+
+    def senses(self) -> int | None:
+        """Bytes of finished senses that are held in one piece; ``None`` for all."""
+        left = self._left()
+        return None if left is None else int(_SENSES * left)
+
+    def _left(self) -> int | None:
+        if self.total is None:
+            return None
+        release()
+        return max(_LEAST, self.total - bytes_in_use())

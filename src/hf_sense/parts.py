@@ -18,6 +18,8 @@ from hf_sense.unfinished import UnfinishedBuild
 
 # Points times senses between two saves: a few seconds' work.
 _PART_WORK = 4_000_000
+# Nor many more bytes of vectors, so that a limit of memory has parts to choose from.
+_PART_BYTES = 32_000_000
 
 
 class Part(NamedTuple):
@@ -59,7 +61,7 @@ def in_parts(
         disable_tqdm: ``True`` hides the bar.
     """
     ranks = work.ranks
-    parts = _cut(bounds, senses)
+    parts = _cut(bounds, senses, vectors.dim)
     done = work.parts_done(kind, len(parts))
     todo = [part for part in parts if part.number not in done]
     shares = _shared_out(todo, ranks.count)
@@ -85,9 +87,10 @@ def in_parts(
     return work.all_parts(kind, [owner.get(part.number, done.get(part.number, 0)) for part in parts])
 
 
-def _cut(bounds: np.ndarray, senses: np.ndarray) -> list[Part]:
+def _cut(bounds: np.ndarray, senses: np.ndarray, dim: int) -> list[Part]:
     effort = np.cumsum(np.diff(bounds) * np.maximum(senses, 1))
-    cuts = np.unique(np.searchsorted(effort, np.arange(0, max(1, effort[-1]), _PART_WORK), side="left"))
+    size = effort + np.diff(bounds).cumsum() * (4 * dim * _PART_WORK // _PART_BYTES)
+    cuts = np.unique(np.searchsorted(size, np.arange(0, max(1, size[-1]), _PART_WORK), side="left"))
     before = np.concatenate([[0], effort])
     return [
         Part(number, first, last, slice(int(bounds[first]), int(bounds[last])), int(before[last] - before[first]))

@@ -74,7 +74,7 @@ class OccurrenceSampler:
         max_occurrences: the cap for each token.
         seed: another seed draws another sample.
         excluded_ids: tokens that get no senses, as the special ones.
-        chunk: occurrences that are sorted at once, or the sample's own number if that is more.
+        chunk: occurrences that wait to be sorted with the sample, or a quarter of its own number if that is more.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class OccurrenceSampler:
         kept = counted & (priorities <= self._most[token_ids])
         self._waiting.append((token_ids[kept], priorities[kept], texts[kept] + first_text, positions[kept]))
         self._number += int(kept.sum())
-        if self._number > max(self._chunk, len(self._sample.token_ids)):
+        if self._number > max(self._chunk, len(self._sample.token_ids) // 4):
             self._sort()
 
     def _sort(self) -> None:

@@ -225,7 +225,7 @@ def _read_description(folder: Path, called: str) -> dict[str, Any]:
     for key, kind in required.items():
         value = metadata.get(key)
         if key not in metadata or not isinstance(value, kind) or isinstance(value, bool):
-            raise ValueError(f"{path}: {key!r} should be a {kind}, but is {value!r}.")
+            raise ValueError(f"{path}: {key!r} should be a {kind}, but is {repr(value)[:80]}.")
         if isinstance(value, int) and not 0 <= value < 2**62:
             raise ValueError(f"{path}: {key!r} is {value}, out of range.")
     unknown = sorted(set(metadata) - set(required) - _OPTIONAL)
@@ -247,8 +247,9 @@ def _tensor_files(folder: Path) -> list[Path]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{index_path} is not an index of safetensors files ({error!r}).") from error
     for name in names:
-        if not isinstance(name, str) or Path(name).name != name:
-            raise ValueError(f"{index_path} names {name!r}, which is not a file of this folder.")
+        # Longer names make the system raise an error of its own.
+        if not isinstance(name, str) or Path(name).name != name or len(name.encode("utf-8", "replace")) > 255:
+            raise ValueError(f"{index_path} names {repr(name)[:80]}, which is not a file of this folder.")
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{index_path} names {name}, which is missing; the dictionary is not complete.")
     return [folder / name for name in names]
