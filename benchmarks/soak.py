@@ -45,6 +45,7 @@ def work(options: argparse.Namespace) -> None:
             if number // 4096 > told:
                 told = number // 4096
                 print(json.dumps({"texts": number + 1, "at": time.monotonic() - begin}), flush=True)
+        print(json.dumps({"read": time.time()}), flush=True)
 
     made = build_dictionary(
         str(options.work / "teacher"), counted(), max_senses=options.senses, max_occurrences=options.occurrences,
@@ -78,7 +79,7 @@ def watched(options: argparse.Namespace) -> dict[str, Any]:
         seen.setdefault(stage, []).append((time.monotonic() - begin, size, done))
         time.sleep(_SECONDS_BETWEEN_LOOKS)
     lines = (options.work / "said.txt").read_text(encoding="utf-8").splitlines()
-    said = [json.loads(line) for line in lines if line.startswith("{")]
+    said = [json.loads(line) for line in lines if line.startswith('{"texts"')]
     if process.wait():
         raise SystemExit("The undisturbed build failed; run it with --worker to see why.")
     seconds = time.monotonic() - begin
@@ -125,15 +126,13 @@ def disturbed(options: argparse.Namespace, seconds: float) -> dict[str, Any]:
     draw, kills, ends, equal, lost = random.Random(options.seed), 0, 0, 0, []
     begin, ended = time.monotonic(), False
     while kills < options.kills or not ended:
-        process = start(options, options.work / "again")
+        began, process = time.time(), start(options, options.work / "again")
         # Long enough, on average, to get a part of the way.
         share = seconds / max(1, options.kills) + options.least
         try:
             process.wait(timeout=draw.uniform(0.05, 1.9) * share if kills < options.kills else None)
         except subprocess.TimeoutExpired:
-            folder = options.work / "unfinished"
-            saves = [file.stat().st_mtime for file in folder.glob("*")] if folder.is_dir() else []
-            lost.append(time.time() - max(saves, default=time.time()))
+            lost.append(_lost(options.work, began))
             process.send_signal(signal.SIGKILL)
             process.wait()
             kills, ended = kills + 1, False
@@ -149,6 +148,17 @@ def disturbed(options: argparse.Namespace, seconds: float) -> dict[str, Any]:
         "most lost": max(lost, default=0.0), "median lost": statistics.median(lost) if lost else 0.0,
         "left over": (options.work / "unfinished").exists(),
     }  # fmt: skip
+
+
+def _lost(work: Path, began: float) -> float:
+    """Seconds of new work since the last save, or since a process had read again what was read before it."""
+    folder, now = work / "unfinished", time.time()
+    saves = [file.stat().st_mtime for file in folder.glob("*") if file.suffix != ".lock"] if folder.is_dir() else []
+    lines = (work / "said.txt").read_text(encoding="utf-8").splitlines()
+    read = [json.loads(line)["read"] for line in lines if line.startswith('{"read"')]
+    if (folder / "corpus.json").is_file() and not read:
+        return 0.0  # it was about to compare the texts, or did
+    return now - max([began, *saves, *read])
 
 
 def _same(one: Path, other: Path) -> bool:
@@ -194,7 +204,10 @@ def main() -> None:
         found = disturbed(options, whole["seconds"])
         print(f"killed {found['kills']} times, ended {found['ends']} times, {found['seconds']:.0f} s in all:")
         print("the same bytes" if found["equal"] else "OTHER BYTES")
-        print(f"since the last save at most {found['most lost']:.0f} s, in the median {found['median lost']:.0f} s")
+        print(
+            f"work lost at most {found['most lost']:.0f} s, in the median {found['median lost']:.0f} s; beside it a build"
+        )
+        print("reads its texts again when it goes on, and compares them")
         save(options.output, {"machine": machine(), "tokens": options.tokens, "undisturbed": whole, "killed": found})
     if not found["equal"] or found["left over"]:
         raise SystemExit("Something was lost, or left over.")
