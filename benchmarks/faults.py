@@ -165,6 +165,9 @@ def inject(task: Task, fault: str, times: int, draw: random.Random) -> dict[str,
             )
             if strike is None:
                 alive = None
+            # Before the processes have found each other a launcher alone can tell that one is missing.
+            while processes > 1 and not task.files("struck") and all(one.poll() is None for one in started):
+                time.sleep(0.05)
             try:
                 for process in started:
                     process.wait(timeout=alive)

@@ -33,7 +33,7 @@ def test_a_limit_changes_no_byte(teacher, texts, tmp_path, monkeypatch, options)
     monkeypatch.setattr("hf_sense.embedding._BYTES_A_PIECE", 2000)
     given = {"max_occurrences": 9, **options}
     whole = build_dictionary(teacher, texts, **given)
-    for stage, most in (("vectors", 2000 // (4 * teacher.dim)), ("waiting", 50), ("senses", 500)):
+    for stage, most in (("vectors", 2000 // (4 * teacher.dim)), ("waiting", 50), ("pieces", 900), ("senses", 500)):
         monkeypatch.setattr(MemoryLimit, stage, lambda *given, most=most: most)
     bounded = build_dictionary(teacher, texts, max_memory="4GB", work_dir=tmp_path / "work", **given)
     assert bounded.fingerprint == whole.fingerprint
@@ -56,13 +56,15 @@ def test_without_a_work_dir_a_temporary_folder_serves(teacher, texts, tmp_path, 
 def test_a_stage_gets_what_is_left_when_it_begins():
     """A limit is shared out once, and what the first stages hold makes the last ones pass it."""
     limit = MemoryLimit.of(bytes_in_use() + 500 * 10**6)
-    before = [limit.vectors(64), limit.waiting(), limit.senses()]
+    before = [limit.vectors(64), limit.waiting(), limit.pieces(), limit.senses()]
     held = torch.ones(75_000_000)  # 300 MB
-    after = [limit.vectors(64), limit.waiting(), limit.senses()]
+    after = [limit.vectors(64), limit.waiting(), limit.pieces(), limit.senses()]
     assert all(0.2 < low / high < 0.7 for low, high in zip(after, before))
     assert float(held[0]) == 1
     assert limit.vectors(10**9) == 1
-    assert [MemoryLimit().vectors(64), MemoryLimit().waiting(), MemoryLimit().senses()] == [None] * 3
+    assert [MemoryLimit().vectors(64), MemoryLimit().waiting(), MemoryLimit().pieces(), MemoryLimit().senses()] == [
+        None
+    ] * 4
 
 
 def test_too_small_a_limit_says_what_would_do(teacher, texts, monkeypatch):

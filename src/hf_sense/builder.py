@@ -200,7 +200,10 @@ def build_dictionary(
                 metadata["clustering"]["budget_senses"] = allowed
             _check_disk(work.folder, len(whole.token_ids), teacher.dim)
             work.allocate(len(whole.token_ids), teacher.dim)
-            embed_sample(teacher, blocks, whole, batch_size, work, first_text=first_text, disable_tqdm=disable_tqdm)
+            embed_sample(
+                teacher, blocks, whole, batch_size, work, first_text=first_text, piece_bytes=limit.pieces(),
+                disable_tqdm=disable_tqdm,
+            )  # fmt: skip
             if old is not None:
                 old.put_into(work, whole)
             if keep_samples is not None:

@@ -26,6 +26,7 @@ def embed_sample(
     work: UnfinishedBuild,
     *,
     first_text: int = 0,
+    piece_bytes: int | None = None,
     disable_tqdm: bool | None = None,
 ) -> None:
     """Writes pieces with ``rows`` and ``vectors`` to ``work.vectors``, for each place of the sample that stands in the corpus.
@@ -42,6 +43,7 @@ def embed_sample(
         batch_size: texts the teacher reads at once.
         work: keeps what is done.
         first_text: the number that the corpus's first text has in the sample; places in earlier texts are not this corpus's.
+        piece_bytes: of embeddings that are held until they are written, at most; 64 MiB if not given.
         disable_tqdm: ``True`` hides the progress bar.
 
     Raises:
@@ -58,7 +60,7 @@ def embed_sample(
         desc="Embedding", unit=" places", unit_scale=True, total=int(counts[texts >= first_text].sum()),
         disable=disable_tqdm or (None if ranks.main else True),
     )  # fmt: skip
-    writer = _Writer(work)
+    writer = _Writer(work, min(_BYTES_A_PIECE, piece_bytes or _BYTES_A_PIECE))
     with bar:
         try:
             for number, low, high in zip(blocks.own, edges[: len(blocks.own)], edges[len(blocks.own) :], strict=True):
@@ -104,8 +106,8 @@ def _refuse_non_finite(
 class _Writer:
     """Rows on their way to a piece."""
 
-    def __init__(self, work: UnfinishedBuild) -> None:
-        self.work = work
+    def __init__(self, work: UnfinishedBuild, most: int) -> None:
+        self.work, self.most = work, most
         self._clear()
 
     def _clear(self) -> None:
@@ -122,12 +124,12 @@ class _Writer:
         self.rows.append(rows)
         self.vectors.append(vectors)
         self.bytes += vectors.nbytes
-        if self.bytes > _BYTES_A_PIECE or time.monotonic() - self.since > _SECONDS_BETWEEN_SAVES:
+        if self.bytes > self.most or time.monotonic() - self.since > _SECONDS_BETWEEN_SAVES:
             self.flush()
 
     def flush(self) -> None:
         if self.numbers:
-            rows = torch.cat(self.rows)
+            numbers, rows, vectors = self.numbers, torch.cat(self.rows), torch.cat(self.vectors)
+            self._clear()  # not held beside their sorted copy
             order = rows.argsort()
-            self.work.vectors.add(self.numbers, {"rows": rows[order], "vectors": torch.cat(self.vectors)[order]})
-        self._clear()
+            self.work.vectors.add(numbers, {"rows": rows[order], "vectors": vectors[order]})
