@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 
 from hf_sense.blocks import BLOCK, Blocks
 from hf_sense.corpus import EncodedCorpus
+from hf_sense.memory import release
 from hf_sense.sampling import OccurrenceSample
 from hf_sense.teacher import Teacher
 from hf_sense.unfinished import UnfinishedBuild
@@ -133,3 +134,4 @@ class _Writer:
             self._clear()  # not held beside their sorted copy
             order = rows.argsort()
             self.work.vectors.add(numbers, {"rows": rows[order], "vectors": vectors[order]})
+            release()  # the teacher's batches of all shapes leave holes
