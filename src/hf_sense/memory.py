@@ -57,7 +57,7 @@ def shown_bytes(size: float) -> str:
 def release() -> None:
     """Gives the system back what was freed: allocators keep it, and it counts as the process's."""
     gc.collect()
-    with contextlib.suppress(OSError, AttributeError):  # only the C library of Linux has the call
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # only the C library of Linux has the call
         ctypes.CDLL(None).malloc_trim(0)
 
 
