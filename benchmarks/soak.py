@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import statistics
@@ -24,7 +25,8 @@ from typing import Any
 
 import psutil
 from measure import machine, save
-from synthetic import make_teacher, texts_of
+from safetensors import safe_open
+from synthetic import WIDTH, make_teacher, texts_of
 
 HERE = Path(__file__).resolve().parent
 _SECONDS_BETWEEN_LOOKS = 0.25
@@ -72,8 +74,8 @@ def watched(options: argparse.Namespace) -> dict[str, Any]:
     seen: dict[str, list[tuple[float, float, int]]] = {}
     while process.poll() is None:
         try:
-            size = about.memory_info().rss / 1e6
-        except psutil.NoSuchProcess:
+            size = _peak(about) / 1e6
+        except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
             break
         stage, done = _stage(unfinished)
         seen.setdefault(stage, []).append((time.monotonic() - begin, size, done))
@@ -91,6 +93,16 @@ def watched(options: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _peak(process: psutil.Process) -> int:
+    """The most that a process held since the last look, in bytes; where the system does not tell, what it holds now."""
+    about = Path(f"/proc/{process.pid}")
+    if not about.is_dir():
+        return int(process.memory_info().rss)
+    most = re.search(r"VmHWM:\s+(\d+) kB", (about / "status").read_text(encoding="ascii"))
+    (about / "clear_refs").write_text("5", encoding="ascii")
+    return 1024 * int(most[1]) if most else 0
+
+
 def _stage(folder: Path) -> tuple[str, int]:
     """What a build is at, read off the names in its folder, and the bytes that embedding has written."""
     names = [path for path in folder.glob("*") if path.suffix == ".safetensors"] if folder.is_dir() else []
@@ -98,8 +110,15 @@ def _stage(folder: Path) -> tuple[str, int]:
     if "part" in kinds:
         return "clustering", 0
     if "sample" in kinds:
-        pieces = [path for path in names if path.name.startswith("vectors-")]
-        return "embedding", sum(path.stat().st_size for path in pieces if path.exists())
+        sample = next(path for path in names if path.name.startswith("sample-"))
+        try:
+            sizes = [path.stat().st_size for path in names if path.name.startswith("vectors-")]
+            with safe_open(sample, framework="np") as file:
+                places = file.get_slice("token_ids").get_shape()[0]
+        except OSError:
+            return "clustering", 0  # the folder is removed at the end
+        # A file has a header beside its vectors and their numbers.
+        return "embedding" if sum(sizes) < places * (4 * WIDTH + 8) else "clustering", sum(sizes)
     return ("sampling" if (folder / "corpus.json").is_file() else "reading") if kinds else "loading", 0
 
 

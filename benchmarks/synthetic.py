@@ -14,11 +14,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 WORDS = 4000
+WIDTH = 64
 _TEXTS_AT_ONCE = 4096
 _MEAN_WORDS = 22
 
 
-def make_teacher(folder: Path, width: int = 64, layers: int = 1, words: int = WORDS) -> Path:
+def make_teacher(folder: Path, width: int = WIDTH, layers: int = 1, words: int = WORDS) -> Path:
     """Saves a seeded BERT with a tokenizer of whole words; returns the folder."""
     if (folder / "config.json").is_file():
         return folder

@@ -105,33 +105,43 @@ def _refuse_non_finite(
 
 
 class _Writer:
-    """Rows on their way to a piece."""
+    """Rows on their way to a piece, in two buffers that stay, so that memory does not go up and down with the pieces."""
 
     def __init__(self, work: UnfinishedBuild, most: int) -> None:
         self.work, self.most = work, most
+        self.held = self.sorted = torch.empty(0, 0)
         self._clear()
 
     def _clear(self) -> None:
         self.numbers: list[int] = []
         self.rows: list[torch.Tensor] = []
-        self.vectors: list[torch.Tensor] = []
-        self.bytes, self.since = 0, time.monotonic()
+        self.count, self.since = 0, time.monotonic()
 
     def add(self, number: int, rows: torch.Tensor, vectors: torch.Tensor) -> None:
         if self.work.whole is not None:
             self.work.whole[rows] = vectors
             return
+        if self.count + len(rows) > len(self.held):
+            self.flush()
+            if len(rows) > len(self.held):
+                self.held = self.sorted = vectors[:0]  # given back before larger ones are taken
+                size = max(len(rows), self.most // max(1, vectors[:1].nbytes))
+                self.held, self.sorted = (vectors.new_empty(size, vectors.shape[1]) for _ in range(2))
         self.numbers.append(number)
         self.rows.append(rows)
-        self.vectors.append(vectors)
-        self.bytes += vectors.nbytes
-        if self.bytes > self.most or time.monotonic() - self.since > _SECONDS_BETWEEN_SAVES:
+        self.held[self.count : self.count + len(rows)] = vectors
+        self.count += len(rows)
+        if time.monotonic() - self.since > _SECONDS_BETWEEN_SAVES:
             self.flush()
 
     def flush(self) -> None:
         if self.numbers:
-            numbers, rows, vectors = self.numbers, torch.cat(self.rows), torch.cat(self.vectors)
-            self._clear()  # not held beside their sorted copy
+            numbers, rows = self.numbers, torch.cat(self.rows)
             order = rows.argsort()
-            self.work.vectors.add(numbers, {"rows": rows[order], "vectors": vectors[order]})
+            out = (
+                self.sorted[: self.count] if self.work.folder is not None else None
+            )  # in memory a piece is kept itself
+            vectors = torch.index_select(self.held[: self.count], 0, order, out=out)
+            self._clear()
+            self.work.vectors.add(numbers, {"rows": rows[order], "vectors": vectors})
             release()  # the teacher's batches of all shapes leave holes

@@ -14,7 +14,7 @@ _UNITS = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mi
 _LEAST = 96 * 10**6
 # Of what a limit leaves at a time: vectors that are clustered at once, occurrences that wait to be sorted, the finished senses.
 _VECTORS, _WAITING, _SENSES = 0.5, 0.2, 0.3
-# And embeddings on their way to a file, which are there four times while it is written.
+# And embeddings on their way to a file, which are there twice: as they came, and in order.
 _PIECES = 0.05
 # What an occurrence takes while it waits and is sorted, and what clustering takes of a vector beside its numbers.
 _BYTES_A_WAITING, _BYTES_A_CLUSTERED = 200, 160

@@ -185,22 +185,19 @@ def _lowest(
     max_occurrences: int,
 ) -> OccurrenceSample:
     order = np.lexsort((texts, priorities, token_ids))
-    token_ids, priorities, texts, positions, weights = (
-        array[order] for array in (token_ids, priorities, texts, positions, weights)
-    )
     if len(order):
+        tokens, ranked = token_ids[order], priorities[order]
         # Copies of one occurrence stand together now: the first stays, with the weight of all.
         first = np.ones(len(order), bool)
-        first[1:] = (token_ids[1:] != token_ids[:-1]) | (priorities[1:] != priorities[:-1])
+        first[1:] = (tokens[1:] != tokens[:-1]) | (ranked[1:] != ranked[:-1])
+        del ranked
         starts = first.nonzero()[0]
-        weights = np.add.reduceat(weights, starts)
-        token_ids, priorities, texts, positions = (array[starts] for array in (token_ids, priorities, texts, positions))
+        tokens, weights = tokens[starts], np.add.reduceat(weights[order], starts)
         new_token = np.ones(len(starts), bool)
-        new_token[1:] = token_ids[1:] != token_ids[:-1]
+        new_token[1:] = tokens[1:] != tokens[:-1]
         begins = new_token.nonzero()[0]
         rank = np.arange(len(starts)) - np.repeat(begins, np.diff(np.append(begins, len(starts))))
         kept = rank < max_occurrences
-        token_ids, priorities, texts, positions, weights = (
-            array[kept] for array in (token_ids, priorities, texts, positions, weights)
-        )
-    return OccurrenceSample(token_ids, priorities, texts, positions, weights, totals)
+        order, weights = order[starts[kept]], weights[kept]
+    # Gathered once, at the end: whole sorted copies of all columns would be most of what a build holds.
+    return OccurrenceSample(token_ids[order], priorities[order], texts[order], positions[order], weights, totals)
