@@ -22,6 +22,7 @@ from pathlib import Path
 
 # Their lines are what is watched.
 WATCHED = (
+    "hf_sense.mapped_file",
     "hf_sense.storage",
     "hf_sense.dictionary",
     "hf_sense.residual_codes",

@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 
 from hf_sense.files import staged
 from hf_sense.folders import JSON_NAME
-from hf_sense.storage import INDEX_NAME, OF_JSON, SAVING_NAME, TENSORS_NAME, checksum_of, sha256_of
+from hf_sense.mapped_file import OF_JSON
+from hf_sense.storage import INDEX_NAME, SAVING_NAME, TENSORS_NAME, checksum_of, sha256_of
 
 
 def write_dictionary(

@@ -10,16 +10,15 @@ import hashlib
 import json
 import logging
 import mmap
-import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from hf_sense.folders import JSON_NAME, what_it_is
+from hf_sense.mapped_file import FLOAT_DTYPES, checked_header, mapped, opened
 from hf_sense.quantization import LARGEST, scales_are_sound
 from hf_sense.residual_codes import ResidualCodes
 
@@ -37,11 +36,8 @@ _JSON_BYTES = 64 * 2**20
 # There while a dictionary is being saved; how long a reader waits for that, and how old it is if the writer died, in seconds.
 SAVING_NAME = ".sense_dictionary.saving"
 _PATIENCE, _FRESH = 20.0, 60.0
-# In the header of a tensor file: which description it belongs to.
-OF_JSON = "description_sha256"
 
-_FLOAT_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
-_SENSE_DTYPES = {**_FLOAT_DTYPES, "I8": torch.int8}
+_SENSE_DTYPES = {**FLOAT_DTYPES, "I8": torch.int8}
 SENSE_DTYPES = tuple(_SENSE_DTYPES.values())
 _REQUIRED: dict[str, Any] = {
     "format_version": int,
@@ -131,7 +127,7 @@ def _read(
     metadata = _read_description(folder, called or str(folder))
     num_senses, dim, vocab_size = (metadata[key] for key in ("num_senses", "dim", "vocab_size"))
     files = _tensor_files(folder)
-    sense_dtypes = _FLOAT_DTYPES if metadata["format_version"] < 2 else _SENSE_DTYPES
+    sense_dtypes = FLOAT_DTYPES if metadata["format_version"] < 2 else _SENSE_DTYPES
     expected: dict[str, tuple[list[int], tuple[str, ...]]] = {
         "offsets": ([vocab_size + 1], ("I64",)),
         "counts": ([num_senses], ("I64",)),
@@ -141,38 +137,8 @@ def _read(
     if metadata["format_version"] >= 3:
         shape = [metadata["code_levels"], metadata["num_codes"]]
         expected |= {"codes": ([*shape, dim], tuple(_SENSE_DTYPES)), "code_scales": (shape, ("F32",))}
-    blocks: dict[int, torch.Tensor] = {}
-    mappings: dict[int, mmap.mmap | None] = {}
-    small: dict[str, torch.Tensor] = {}
-    for path in files:
-        with _opened(path) as file:
-            header, of_json = _checked_header(file, path)
-            if of_json is not None and of_json != checksum_of(metadata["sha256"]):
-                raise ValueError(
-                    f"{path} and {JSON_NAME} beside it come from two different saves, and one of them did not end. Save or fetch "
-                    "the dictionary again."
-                )
-            for name, (dtype, shape, begin) in header.items():
-                number = _block_number(name)
-                if number is not None:
-                    fits = len(shape) == 2 and shape[1] == dim and dtype in sense_dtypes
-                    wanted = f"(rows, {dim}) of {', '.join(sense_dtypes)}"
-                elif name in expected:
-                    fits = shape == expected[name][0] and dtype in expected[name][1]
-                    wanted = f"{tuple(expected[name][0])} of {', '.join(expected[name][1])}"
-                else:
-                    raise ValueError(
-                        f"{path} holds a tensor named {name!r} that does not belong in a sense dictionary."
-                    )
-                if not fits:
-                    raise ValueError(f"{path}: {name} should be {wanted}, but is {tuple(shape)} of {dtype}.")
-                target = blocks if number is not None else small
-                key: Any = number if number is not None else name
-                if key in target:
-                    raise ValueError(f"{path}: {name} is stored twice.")
-                target[key], mapping = _map(file, dtype, shape, begin)
-                if number is not None:
-                    mappings[number] = mapping
+    of_json = checksum_of(metadata["sha256"])
+    blocks, small, mappings = _mapped_tensors(files, expected, dim, sense_dtypes, of_json)
     needed = [name for name in expected if name not in ("scales", "code_scales")]
     missing = [name for name in needed if name not in small] + ([] if blocks else ["senses"])
     if missing:
@@ -194,6 +160,49 @@ def _read(
     if verify or (verify is None and size <= VERIFY_BYTES):
         _check_senses(folder, metadata["sha256"], senses, [mappings[number] for number in sorted(blocks)])
     return senses, small, metadata
+
+
+def _mapped_tensors(
+    files: list[Path],
+    expected: dict[str, tuple[list[int], tuple[str, ...]]],
+    dim: int,
+    sense_dtypes: dict[str, torch.dtype],
+    description: str,
+) -> tuple[dict[int, torch.Tensor], dict[str, torch.Tensor], dict[int, mmap.mmap | None]]:
+    """The row blocks of senses by number, the small tensors by name, and the blocks' mappings; their shapes are checked."""
+    blocks: dict[int, torch.Tensor] = {}
+    mappings: dict[int, mmap.mmap | None] = {}
+    small: dict[str, torch.Tensor] = {}
+    for path in files:
+        with opened(path) as file:
+            header, of_json = checked_header(file, path)
+            if of_json is not None and of_json != description:
+                raise ValueError(
+                    f"{path} and {JSON_NAME} beside it come from two different saves, and one of them did not end. Save or fetch "
+                    "the dictionary again."
+                )
+            for name, (dtype, shape, begin) in header.items():
+                number = _block_number(name)
+                if number is not None:
+                    fits = len(shape) == 2 and shape[1] == dim and dtype in sense_dtypes
+                    wanted = f"(rows, {dim}) of {', '.join(sense_dtypes)}"
+                elif name in expected:
+                    fits = shape == expected[name][0] and dtype in expected[name][1]
+                    wanted = f"{tuple(expected[name][0])} of {', '.join(expected[name][1])}"
+                else:
+                    raise ValueError(
+                        f"{path} holds a tensor named {name!r} that does not belong in a sense dictionary."
+                    )
+                if not fits:
+                    raise ValueError(f"{path}: {name} should be {wanted}, but is {tuple(shape)} of {dtype}.")
+                if name in small or number in blocks:
+                    raise ValueError(f"{path}: {name} is stored twice.")
+                tensor, mapping = mapped(file, dtype, shape, begin)
+                if number is not None:
+                    blocks[number], mappings[number] = tensor, mapping
+                else:
+                    small[name] = tensor
+    return blocks, small, mappings
 
 
 def _read_description(folder: Path, called: str) -> dict[str, Any]:
@@ -255,59 +264,11 @@ def _tensor_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def _opened(path: Path) -> BinaryIO:
-    try:
-        return open(path, "rb")
-    except OSError as error:
-        raise _unsound(path, error) from error
-
-
-def _unsound(path: Path, error: Exception) -> ValueError:
-    return ValueError(
-        f"{path} is not a sound safetensors file ({error}). It may be cut short, damaged, or of another kind, as a pickle is; "
-        "nothing of it was run. Fetch or save the dictionary again."
-    )
-
-
-def _checked_header(file: BinaryIO, path: Path) -> tuple[dict[str, tuple[str, list[int], int]], str | None]:
-    """The dtype, shape and first byte of each tensor of the open ``file``, and the save that it is of, if it says.
-
-    The safetensors library has found it sound before: it opens the path itself, so that the path must still be this file.
-    """
-    try:
-        with safe_open(path, framework="pt"):
-            pass
-        if not os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
-            raise OSError("another save replaced it meanwhile")
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-    except (SafetensorError, ValueError, OSError, RuntimeError) as error:
-        raise _unsound(path, error) from error
-    about = header.pop("__metadata__", None) or {}
-    return {
-        name: (entry["dtype"], entry["shape"], 8 + length + entry["data_offsets"][0]) for name, entry in header.items()
-    }, about.get(OF_JSON)
-
-
 def _block_number(name: str) -> int | None:
     if name == "senses":
         return 0
     stem, _, number = name.partition(".")
     return int(number) if stem == "senses" and number.isascii() and number.isdigit() and len(number) < 10 else None
-
-
-def _map(file: BinaryIO, dtype: str, shape: list[int], begin: int) -> tuple[torch.Tensor, mmap.mmap | None]:
-    torch_dtype = _SENSE_DTYPES.get(dtype, torch.int64)
-    count = 1
-    for size in shape:
-        count *= size
-    if count == 0:
-        return torch.empty(shape, dtype=torch_dtype), None
-    mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    if hasattr(mmap, "MADV_RANDOM"):
-        # Rows are touched here and there: without this the kernel reads megabytes around each.
-        mapped.madvise(mmap.MADV_RANDOM)
-    return torch.frombuffer(mapped, dtype=torch_dtype, count=count, offset=begin).view(shape), mapped
 
 
 def _check_small(folder: Path, checksums: dict[str, Any], tensors: dict[str, torch.Tensor], num_senses: int) -> None:
