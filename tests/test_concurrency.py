@@ -11,7 +11,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from hf_sense import build_dictionary, compute_sense_targets, load_teacher, storage
+from hf_sense import build_dictionary, compute_sense_targets, load_teacher, mapped_file, storage
 from hf_sense.dictionary import SenseDictionary
 from hf_sense.folders import JSON_NAME
 from hf_sense.storage import SAVING_NAME
@@ -58,8 +58,8 @@ def test_a_reader_while_a_writer_replaces_the_folder(dictionary, tmp_path):
     assert not (tmp_path / "c" / SAVING_NAME).exists()
 
 
-@pytest.mark.parametrize("where", ["safe_open", "_map", "_signature"])
-def test_a_save_at_the_worst_moment(dictionary, tmp_path, monkeypatch, where):
+@pytest.mark.parametrize(("module", "where"), [(mapped_file, "safe_open"), (storage, "mapped"), (storage, "_signature")])
+def test_a_save_at_the_worst_moment(dictionary, tmp_path, monkeypatch, module, where):
     """The header of one save and the rows of the next; or a save that ends while the reader asks whether one runs."""
     other = SenseDictionary(dictionary.senses + 1, dictionary.offsets, dictionary.counts, dictionary.spread)
     dictionary.save_pretrained(tmp_path / "a")
@@ -68,7 +68,7 @@ def test_a_save_at_the_worst_moment(dictionary, tmp_path, monkeypatch, where):
         other.save_pretrained(tmp_path / "a")
         (tmp_path / "a" / JSON_NAME).write_bytes(old)
         (tmp_path / "a" / SAVING_NAME).touch()
-    plain, calls = getattr(storage, where), []
+    plain, calls = getattr(module, where), []
 
     def slow(*arguments, **options):
         found = plain(*arguments, **options) if where == "_signature" else None
@@ -77,9 +77,9 @@ def test_a_save_at_the_worst_moment(dictionary, tmp_path, monkeypatch, where):
             other.save_pretrained(tmp_path / "a")
         return found if where == "_signature" else plain(*arguments, **options)
 
-    monkeypatch.setattr(storage, where, slow)
+    monkeypatch.setattr(module, where, slow)
     found = SenseDictionary.from_pretrained(tmp_path / "a", verify=False)
-    assert torch.equal(found.senses, dictionary.senses if where == "_map" else other.senses)
+    assert torch.equal(found.senses, dictionary.senses if where == "mapped" else other.senses)
     assert torch.equal(found.spread, dictionary.spread)
 
 
