@@ -58,7 +58,9 @@ def test_a_reader_while_a_writer_replaces_the_folder(dictionary, tmp_path):
     assert not (tmp_path / "c" / SAVING_NAME).exists()
 
 
-@pytest.mark.parametrize(("module", "where"), [(mapped_file, "safe_open"), (storage, "mapped"), (storage, "_signature")])
+@pytest.mark.parametrize(
+    ("module", "where"), [(mapped_file, "safe_open"), (storage, "mapped"), (storage, "_signature")]
+)
 def test_a_save_at_the_worst_moment(dictionary, tmp_path, monkeypatch, module, where):
     """The header of one save and the rows of the next; or a save that ends while the reader asks whether one runs."""
     other = SenseDictionary(dictionary.senses + 1, dictionary.offsets, dictionary.counts, dictionary.spread)
