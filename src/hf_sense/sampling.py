@@ -18,6 +18,8 @@ from hf_sense.corpus import EncodedCorpus
 # Occurrences that are sorted at once.
 _CHUNK = 8_000_000
 _LARGEST = np.iinfo(np.uint64).max
+# Of a sample, a number for each place.
+_COLUMNS = ("token_ids", "priorities", "texts", "positions", "weights")
 
 
 @dataclass(frozen=True)
@@ -42,10 +44,7 @@ class OccurrenceSample:
 
     def merge(self, other: OccurrenceSample, max_occurrences: int) -> OccurrenceSample:
         """The sample of both corpora; the texts of ``other`` must be numbered after those of this one."""
-        joined = [
-            np.concatenate([getattr(self, name), getattr(other, name)])
-            for name in ("token_ids", "priorities", "texts", "positions", "weights")
-        ]
+        joined = [np.concatenate([getattr(self, name), getattr(other, name)]) for name in _COLUMNS]
         return _lowest(*joined, totals=self.totals + other.totals, max_occurrences=max_occurrences)
 
     def without_rare(self, min_count: int) -> OccurrenceSample:
@@ -57,9 +56,8 @@ class OccurrenceSample:
         if (most := int(self.totals.max())) < min_count:
             raise ValueError(f"No token occurs {min_count:,} times, the most frequent {most:,} times; lower min_count.")
         kept = self.totals[self.token_ids] >= min_count
-        names = ("token_ids", "priorities", "texts", "positions", "weights")
         totals = np.where(self.totals >= min_count, self.totals, 0)
-        return replace(self, totals=totals, **{name: getattr(self, name)[kept] for name in names})
+        return replace(self, totals=totals, **{name: getattr(self, name)[kept] for name in _COLUMNS})
 
 
 class OccurrenceSampler:
@@ -92,15 +90,7 @@ class OccurrenceSampler:
         self._most = np.full(vocab_size, _LARGEST, np.uint64)
         self._excluded = np.zeros(vocab_size, bool)
         self._excluded[list(excluded_ids)] = True
-        empty = np.zeros(0, np.int64)
-        self._sample = OccurrenceSample(
-            empty.astype(np.int32),
-            empty.astype(np.uint64),
-            empty,
-            empty.astype(np.int32),
-            empty,
-            np.zeros_like(self._totals),
-        )
+        self._sample = self._empty()
         self._waiting: list[tuple[np.ndarray, ...]] = []
         self._number = 0
 
@@ -127,12 +117,22 @@ class OccurrenceSampler:
         if self._number > max(self._chunk, len(self._sample.token_ids) // 4):
             self._sort()
 
+    def _empty(self) -> OccurrenceSample:
+        none = np.zeros(0, np.int64)
+        columns = none.astype(np.int32), none.astype(np.uint64), none, none.astype(np.int32), none
+        return OccurrenceSample(*columns, totals=np.zeros_like(self._totals))
+
     def _sort(self) -> None:
-        tokens, priorities, texts, positions = (np.concatenate(parts) for parts in zip(*self._waiting, strict=True))
-        self._waiting, self._number = [], 0
-        none = np.zeros_like(self._totals)
-        fresh = OccurrenceSample(tokens, priorities, texts, positions, np.ones(len(tokens), np.int64), none)
-        self._sample = self._sample.merge(fresh, self._max)
+        # Neither the sample nor what waited is held beside the columns that join them: a build's memory goes up and down by this.
+        weights = [np.ones(len(token_ids), np.int64) for token_ids, *_ in self._waiting]
+        parts = [*zip(*self._waiting, strict=True), weights]
+        sample, self._sample, self._waiting, self._number = self._sample, self._empty(), [], 0
+        before, totals = [getattr(sample, name) for name in _COLUMNS], sample.totals
+        del sample, weights
+        joined = []
+        while parts:
+            joined.append(np.concatenate([before.pop(0), *parts.pop(0)]))
+        self._sample = _lowest(*joined, totals=totals, max_occurrences=self._max)
         counts = np.bincount(self._sample.token_ids, minlength=len(self._totals))
         full = np.flatnonzero(counts == self._max)
         self._most[full] = self._sample.priorities[counts.cumsum()[full] - 1]
