@@ -59,7 +59,7 @@ def sampled(args: argparse.Namespace) -> dict[str, Any]:
     joined = teacher.form.joined(texts, teacher.tokenizer)
     blocks = read_blocks(joined, teacher.tokenizer, teacher.max_length, work.tokens, work.ranks)
     encoded = time.perf_counter()
-    sample = draw_sample(blocks, len(teacher.tokenizer), work.ranks, max_occurrences=1000)
+    sample = draw_sample(blocks, len(teacher.tokenizer), work, max_occurrences=1000)
     drawn = time.perf_counter()
     work.allocate(len(sample.token_ids), teacher.dim)
     embed_sample(teacher, blocks, sample, 32, work)

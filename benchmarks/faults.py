@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 from measure import machine, save
 from synthetic import make_teacher, texts_of
 
@@ -146,6 +147,15 @@ FAULTS: dict[str, tuple[Strike | None, int]] = {
 }
 
 
+def _meet(processes: list[subprocess.Popen[bytes]]) -> None:
+    """Waits until each has found the first: before that a launcher alone can tell that one is missing."""
+    for process in processes[1:]:
+        while process.poll() is None and not any(
+            one.status == psutil.CONN_ESTABLISHED for one in psutil.Process(process.pid).net_connections("tcp")
+        ):
+            time.sleep(0.05)
+
+
 def inject(task: Task, fault: str, times: int, draw: random.Random) -> dict[str, Any]:
     """Runs a task under a fault until it has struck so often and the task has ended."""
     strike, processes = FAULTS[fault]
@@ -165,9 +175,9 @@ def inject(task: Task, fault: str, times: int, draw: random.Random) -> dict[str,
             )
             if strike is None:
                 alive = None
-            # Before the processes have found each other a launcher alone can tell that one is missing.
-            while processes > 1 and not task.files("struck") and all(one.poll() is None for one in started):
-                time.sleep(0.05)
+            if processes > 1:
+                _meet(started)
+                alive = alive and draw.uniform(0.5, 0.8 * (task.seconds - task.start))
             try:
                 for process in started:
                     process.wait(timeout=alive)

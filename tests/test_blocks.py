@@ -6,12 +6,15 @@ import hashlib
 
 import numpy as np
 import pytest
+import torch
 
 from hf_sense.blocks import ChangedCorpus, read_blocks
 from hf_sense.corpus import encode_corpus
 from hf_sense.drawing import draw_sample
-from hf_sense.sampling import sample_occurrences
+from hf_sense.drawn import Drawn
+from hf_sense.sampling import OccurrenceSampler, sample_occurrences
 from hf_sense.segments import Segments
+from hf_sense.unfinished import UnfinishedBuild
 
 
 class One:
@@ -21,7 +24,13 @@ class One:
         self.rank, self.count, self.main = rank, count, rank == 0
 
     def gather(self, value):
-        return [value]
+        return [value] * self.count  # all see the same
+
+    def share(self, value, source):
+        return value
+
+    def wait(self):
+        pass
 
 
 @pytest.fixture
@@ -53,7 +62,8 @@ def test_ranks_share_blocks_and_their_samples_merge(texts, tokenizer, small_bloc
     for rank in range(3):
         found = read_blocks(iter(texts), tokenizer, 64, Segments(None, "tokens"), One(rank, 3))
         seen += found.own
-        samples.append(draw_sample(found, len(tokenizer), One(), max_occurrences=4, seed=5))
+        work = UnfinishedBuild(None, {}, One())
+        samples.append(draw_sample(found, len(tokenizer), work, max_occurrences=4, seed=5))
     assert sorted(seen) == list(range(10))
     merged = samples[0].merge(samples[1], 4).merge(samples[2], 4)
     for name, values in vars(whole).items():
@@ -107,3 +117,54 @@ def test_pairs_and_single_texts_do_not_mix_across_blocks(tokenizer, small_blocks
     pairs = [("the bank", "a river"), ("my card", "the team")] * 5
     found = read_blocks(iter(pairs), tokenizer, 64, Segments(None, "tokens"), One())
     assert found.block(1).token_type_ids.tolist() == encode_corpus(pairs[7:], tokenizer, 64).token_type_ids.tolist()
+
+
+def test_a_sample_half_drawn_is_gone_on_with(texts, tokenizer, small_blocks, tmp_path, monkeypatch):
+    """A build that is killed while it draws begins to draw anew, or draws from some texts twice."""
+    monkeypatch.setattr("hf_sense.drawn._SECONDS_BETWEEN_SAVES", 0.0)
+    monkeypatch.setattr("hf_sense.drawn._SHARE", float("inf"))
+    whole = sample_occurrences(encode_corpus(texts, tokenizer, 64), len(tokenizer), max_occurrences=4, seed=5)
+    found = read_blocks(iter(texts), tokenizer, 64, Segments(None, "tokens"), One())
+    add, added = OccurrenceSampler.add, []
+
+    def failing(self, corpus, first_text=0):
+        if len(added) == 5:
+            raise KeyboardInterrupt
+        added.append(first_text // 7)
+        add(self, corpus, first_text)
+
+    monkeypatch.setattr(OccurrenceSampler, "add", failing)
+    first = UnfinishedBuild(tmp_path / "work", {}, One())
+    with pytest.raises(KeyboardInterrupt):
+        draw_sample(found, len(tokenizer), first, max_occurrences=4, seed=5)
+    first.close()
+    assert len(list((tmp_path / "work").glob("drawn-*"))) == 1
+    added.clear()
+    added.append(None)
+    again = UnfinishedBuild(tmp_path / "work", {}, One())
+    sample = draw_sample(found, len(tokenizer), again, max_occurrences=4, seed=5)
+    assert added[1:] == [5, 6, 7, 8]
+    for name, values in vars(whole).items():
+        assert getattr(sample, name).tolist() == values.tolist(), name
+    again.remove()
+    assert not (tmp_path / "work").exists()
+
+
+def test_what_was_drawn_is_dealt_to_any_number_of_ranks(tmp_path):
+    """Two ranks take the same blocks, or none does; or a save that another replaced counts beside it."""
+    work = UnfinishedBuild(tmp_path / "work", {}, One())
+    for numbers in ([0, 3], [1, 4, 7], [0], [2, 5]):
+        work.drawn.add(numbers, {"x": torch.zeros(1)})
+    work.close()
+    dealt, covered = [], set()
+    for rank in range(2):
+        work = UnfinishedBuild(tmp_path / "work", {}, One())
+        work.ranks = One(rank, 2)
+        drawn = Drawn(work)
+        dealt += [piece.numbers.tolist() for piece in drawn._own]
+        assert drawn.covered >= {1, 2, 3, 4, 5, 7}
+        covered = drawn.covered
+        work.close()
+    assert sorted(dealt) == [[0, 3], [1, 4, 7], [2, 5]]
+    assert covered == {0, 1, 2, 3, 4, 5, 7}
+    assert len(list((tmp_path / "work").glob("drawn-*"))) == 3

@@ -20,9 +20,11 @@ SCRIPT = textwrap.dedent(
     import sys, time
     import torch
     torch.set_num_threads(1)
-    import hf_sense.assembly, hf_sense.blocks, hf_sense.drawing, hf_sense.embedding, hf_sense.parts, hf_sense.watch
+    import hf_sense.assembly, hf_sense.blocks, hf_sense.drawing, hf_sense.drawn
+    import hf_sense.embedding, hf_sense.parts, hf_sense.watch
     from hf_sense import build_dictionary, load_teacher
     from hf_sense.teacher import Teacher
+    hf_sense.drawn._SECONDS_BETWEEN_SAVES, hf_sense.drawn._SHARE = 0.0, float("inf")
     for module in (hf_sense.blocks, hf_sense.drawing, hf_sense.embedding):
         module.BLOCK = 7
     hf_sense.parts._PART_WORK = 300
@@ -168,6 +170,8 @@ def test_a_rank_that_dies_or_hangs_stops_the_others_and_three_go_on(run, tmp_pat
     ranks[victim].communicate()
     kept = len(list((tmp_path / "work").glob("vectors-*")))
     assert kept >= 2
+    (tmp_path / "work" / "sample-000000.safetensors").unlink()  # as if they had been stopped before it was whole
+    assert len(list((tmp_path / "work").glob("drawn-*"))) == 2
     second = run(3, "second", str(tmp_path / "work"))
     finished(second)
     assert files(tmp_path / "second-2") == files(alone)

@@ -54,6 +54,10 @@ class Blocks:
         """One of this rank's blocks; its first text has the number 0 there."""
         return self._kept.block(number)
 
+    def tokens_of(self, number: int) -> int:
+        """How many tokens one of this rank's blocks holds."""
+        return self._kept.sums[number][0]
+
 
 class ChangedCorpus(ValueError):
     """The texts are not those that were read before."""

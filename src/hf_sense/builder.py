@@ -175,7 +175,7 @@ def build_dictionary(
             whole = kept_sample(
                 work,
                 lambda: draw_sample(
-                    blocks, len(teacher.tokenizer), ranks, max_occurrences=max_occurrences, seed=seed, excluded_ids=excluded,
+                    blocks, len(teacher.tokenizer), work, max_occurrences=max_occurrences, seed=seed, excluded_ids=excluded,
                     first_text=first_text, chunk=limit.waiting(), disable_tqdm=disable_tqdm,
                 ),
             )  # fmt: skip

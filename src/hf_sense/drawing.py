@@ -8,23 +8,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-import torch
 from tqdm.auto import tqdm
 
 from hf_sense.blocks import BLOCK, Blocks
+from hf_sense.drawn import Drawn
 from hf_sense.memory import release
-from hf_sense.ranks import Ranks
-from hf_sense.sampling import OccurrenceSample, OccurrenceSampler
+from hf_sense.sample_columns import sample_of, tensors_of
+from hf_sense.sampling import SAMPLE_COLUMNS, OccurrenceSample, OccurrenceSampler
 from hf_sense.unfinished import UnfinishedBuild
-
-SAMPLE_COLUMNS = ("token_ids", "priorities", "texts", "positions", "weights", "totals")
 
 
 def draw_sample(
     blocks: Blocks,
     vocab_size: int,
-    ranks: Ranks,
+    work: UnfinishedBuild,
     *,
     max_occurrences: int,
     first_text: int = 0,
@@ -36,22 +33,25 @@ def draw_sample(
     Args:
         blocks: what this rank holds.
         vocab_size: token ids run below it.
-        ranks: who draws.
+        work: who draws, and where it is kept how far they are.
         max_occurrences: of a token.
         first_text: the number of the corpus's first text.
         disable_tqdm: ``True`` hides the progress bar.
         **options: further ones of ``OccurrenceSampler``.
     """
+    ranks, drawn = work.ranks, Drawn(work)
     sampler = OccurrenceSampler(vocab_size, max_occurrences=max_occurrences, **options)
+    drawn.begin(sampler)
     bar = tqdm(
         desc="Sampling", unit=" tokens", unit_scale=True, total=blocks.tokens // ranks.count,
         disable=disable_tqdm or (None if ranks.main else True),
     )  # fmt: skip
     with bar:
         for number in blocks.own:
-            block = blocks.block(number)
-            sampler.add(block, first_text + BLOCK * number)
-            bar.update(len(block.input_ids))
+            if number not in drawn.covered:
+                sampler.add(blocks.block(number), first_text + BLOCK * number)
+                drawn.drew(number, sampler)
+            bar.update(blocks.tokens_of(number))
     sample = sampler.result()
     # By pairs, so that no rank holds more than two samples at once.
     step = 1
@@ -73,27 +73,9 @@ def kept_sample(work: UnfinishedBuild, draw: Callable[[], OccurrenceSample]) -> 
     """The sample that the folder of an unfinished build holds, or else a new one, which it then holds."""
     done = work.parts_done("sample", 1)
     if done:
-        return sample_of([found.clone() for found in _in_order(work.all_parts("sample", [done[0]])[0])])
+        columns = work.all_parts("sample", [done[0]])[0]
+        return sample_of([columns[name].clone() for name in SAMPLE_COLUMNS])
     sample = draw()
     if work.folder is not None and work.leads:
         work.save_part(0, dict(zip(SAMPLE_COLUMNS, tensors_of(sample), strict=True)), "sample")
     return sample
-
-
-def _in_order(columns: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-    return [columns[name] for name in SAMPLE_COLUMNS]
-
-
-def tensors_of(sample: OccurrenceSample) -> list[torch.Tensor]:
-    """Its columns, in the order of its fields; priorities as int64."""
-    return [torch.from_numpy(getattr(sample, name).view(_signed(getattr(sample, name)))) for name in SAMPLE_COLUMNS]
-
-
-def _signed(values: np.ndarray) -> np.dtype:
-    return np.dtype(np.int64) if values.dtype == np.uint64 else values.dtype
-
-
-def sample_of(tensors: list[torch.Tensor]) -> OccurrenceSample:
-    """The sample of such columns."""
-    columns = {name: tensor.numpy() for name, tensor in zip(SAMPLE_COLUMNS, tensors, strict=True)}
-    return OccurrenceSample(**{**columns, "priorities": columns["priorities"].view(np.uint64)})

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from hf_sense.drawing import SAMPLE_COLUMNS, sample_of, tensors_of
 from hf_sense.files import write_text
 from hf_sense.ranks import Ranks
+from hf_sense.sample_columns import sample_of, tensors_of
 from hf_sense.sampled_vectors import SampledVectors
-from hf_sense.sampling import OccurrenceSample
+from hf_sense.sampling import SAMPLE_COLUMNS, OccurrenceSample
 from hf_sense.segments import Piece, read_checked, write_checked
 from hf_sense.unfinished import UnfinishedBuild
 

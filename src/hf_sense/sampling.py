@@ -20,6 +20,7 @@ _CHUNK = 8_000_000
 _LARGEST = np.iinfo(np.uint64).max
 # Of a sample, a number for each place.
 _COLUMNS = ("token_ids", "priorities", "texts", "positions", "weights")
+SAMPLE_COLUMNS = (*_COLUMNS, "totals")
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class OccurrenceSample:
     totals: np.ndarray
 
     def merge(self, other: OccurrenceSample, max_occurrences: int) -> OccurrenceSample:
-        """The sample of both corpora; the texts of ``other`` must be numbered after those of this one."""
+        """The sample of both corpora, whose texts must have different numbers."""
         joined = [np.concatenate([getattr(self, name), getattr(other, name)]) for name in _COLUMNS]
         return _lowest(*joined, totals=self.totals + other.totals, max_occurrences=max_occurrences)
 
@@ -133,12 +134,21 @@ class OccurrenceSampler:
         while parts:
             joined.append(np.concatenate([before.pop(0), *parts.pop(0)]))
         self._sample = _lowest(*joined, totals=totals, max_occurrences=self._max)
+        self._note_full()
+
+    def _note_full(self) -> None:
         counts = np.bincount(self._sample.token_ids, minlength=len(self._totals))
         full = np.flatnonzero(counts == self._max)
         self._most[full] = self._sample.priorities[counts.cumsum()[full] - 1]
 
+    def take(self, sample: OccurrenceSample) -> None:
+        """Takes what was drawn from further texts, with the same settings."""
+        self._totals += sample.totals
+        self._sample = self._sample.merge(replace(sample, totals=np.zeros_like(self._totals)), self._max)
+        self._note_full()
+
     def result(self) -> OccurrenceSample:
-        """The sample of everything that was added."""
+        """The sample of everything that was added so far."""
         if self._waiting:
             self._sort()
         return replace(self._sample, totals=self._totals)

@@ -68,6 +68,12 @@ class Segments:
         write_checked(self.folder / name, {_NUMBERS: own, **tensors})
         self.pieces.append(Piece(own, name, self.folder / name))
 
+    def remove(self, piece: Piece) -> None:
+        """Forgets a piece, and removes its file."""
+        self.pieces.remove(piece)
+        if self.folder is not None:
+            (self.folder / piece.name).unlink(missing_ok=True)
+
     def refresh(self) -> None:
         """Finds the pieces that other processes wrote; they are whole, since a file gets its name last."""
         if self.folder is None:

@@ -34,6 +34,7 @@ class UnfinishedBuild:
 
     Attributes:
         tokens: pieces of the corpus.
+        drawn: pieces of the sample, while it is drawn.
         vectors: pieces of the vectors.
         whole: float32 ``(n, dim)``, all vectors of a process that works alone in memory, after ``allocate``.
         shared: whether all ranks see one folder.
@@ -56,6 +57,7 @@ class UnfinishedBuild:
             )
             self._take_folder(folder)
         self.tokens = Segments(folder, "tokens")
+        self.drawn = Segments(folder, "drawn")
         self.vectors = Segments(folder, "vectors")
         if not self.shared:  # each piece is one rank's to send
             self.vectors.pieces = self.vectors.pieces[self._places[0] :: self._places[1]]
@@ -174,7 +176,7 @@ class UnfinishedBuild:
         """Removes what this build wrote, and the folder if nothing else is in it."""
         self.ranks.wait()
         if self.folder is not None and self.leads:
-            kinds = ("tokens", "sample", "vectors", "curves", "part")
+            kinds = ("tokens", "drawn", "sample", "vectors", "curves", "part")
             remove(self.folder, *(f"{kind}-*.safetensors" for kind in kinds), "corpus.json", "build.json", _LOCK)
             self.close()
             if not any(self.folder.iterdir()):
