@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors import safe_open
 
 from hf_sense.cli import main
 
@@ -89,6 +91,23 @@ def test_going_on_with_another_student_or_a_finished_one_is_refused(
     code, line = run([*common, "--num-hidden-layers", "1"], capsys)
     assert (code, "training ended after 4 steps" in line) == (2, True), line
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("labels", [[], ["--label-column", "label"]])
+def test_the_same_command_makes_the_same_student(data, dictionary, tiny_teacher_folder, tmp_path, labels):
+    """Weights that are drawn differ from run to run; or the files tell whether targets were kept; or a head is of chance."""
+    common = ["distill", "--teacher", str(tiny_teacher_folder), "--dictionary", str(dictionary), *labels]
+    common += ["--dataset", str(data / "train.jsonl"), "--target-cache-dir", str(tmp_path / "targets"), "--use-cpu"]
+    common += ["--max-steps", "2", "--save-strategy", "no", "--disable-tqdm", "true", "--num-hidden-layers", "1"]
+    names = ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json")
+    made = []
+    for name in ("one", "two"):
+        assert main([*common, "--output", str(tmp_path / name)]) == 0
+        made.append([(tmp_path / name / file).read_bytes() for file in names])
+        torch.rand(3)
+    assert made[0] == made[1]
+    with safe_open(tmp_path / "one" / "model.safetensors", framework="pt") as file:
+        assert any(key.startswith("classifier.") for key in file.keys()) == bool(labels)  # noqa: SIM118
 
 
 def test_build_distill_evaluate_inspect(data, dictionary, tiny_teacher_folder, capsys):

@@ -67,10 +67,12 @@ def distill(
     labels = [] if label_column is None else labels_of(data, label_column, dataset)
     if label_column is not None and len(set(labels)) < 2:
         fail(f"A classifier needs two labels or more, but column {label_column!r} has only {labels[0]!r}.")
+    from transformers import set_seed
+
     from hf_sense import register
     from hf_sense.dictionary import SenseDictionary
     from hf_sense.distillation_config import SenseDistillationConfig
-    from hf_sense.modeling_sense import SenseModelForSequenceClassification
+    from hf_sense.modeling_sense import SenseModel, SenseModelForSequenceClassification
     from hf_sense.trainer import SenseDistillationTrainer
 
     register()
@@ -84,7 +86,10 @@ def distill(
     args = SenseDistillationConfig(output_dir=str(output), text_column=text_column, **fields)
     senses = SenseDictionary.from_pretrained(dictionary)
     loaded = teacher_of(senses, teacher)
-    student = SenseModelForSequenceClassification.from_teacher(loaded, senses, pooling=pooling, **shape)
+    set_seed(args.seed)  # new weights are drawn before the Trainer sets it
+    # Without labels a classifier would stay as it was drawn, and nobody who loads it would be told.
+    model_class = SenseModel if label_column is None else SenseModelForSequenceClassification
+    student = model_class.from_teacher(loaded, senses, pooling=pooling, **shape)
     trainer = SenseDistillationTrainer(student, args, teacher=loaded, train_dataset=data)
     from hf_sense.checkpoints import last_checkpoint
 

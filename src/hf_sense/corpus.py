@@ -190,7 +190,14 @@ def _tokenize(chunk: list[Text], tokenizer: PreTrainedTokenizerBase, max_length:
         raise ValueError("Texts should be all single or all pairs, but both came.")
     first = [text[0] if isinstance(text, tuple) else text for text in chunk]
     second = [text[1] for text in chunk if isinstance(text, tuple)] or None
-    return tokenizer(first, second, truncation=True, max_length=max_length, return_attention_mask=False)
+    # A fast tokenizer keeps how it was asked last, and is saved so: a student's files would tell whether its targets were kept.
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    before = getattr(backend, "truncation", None)
+    try:
+        return tokenizer(first, second, truncation=True, max_length=max_length, return_attention_mask=False)
+    finally:
+        if backend is not None:
+            backend.no_truncation() if before is None else backend.enable_truncation(**before)
 
 
 def clean(text: Text) -> Text:
