@@ -91,6 +91,12 @@ def test_going_on_with_another_student_or_a_finished_one_is_refused(
     code, line = run([*common, "--num-hidden-layers", "1"], capsys)
     assert (code, "training ended after 4 steps" in line) == (2, True), line
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
+    # Stopped while the student was saved: the last file is missing, and another is half there.
+    (tmp_path / "out" / "README.md").unlink()
+    (tmp_path / "out" / "model.safetensors").write_bytes(before[:1000])
+    assert main([*common, "--num-hidden-layers", "1"]) == 0
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
+    assert "| steps | 4 |" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("labels", [[], ["--label-column", "label"]])

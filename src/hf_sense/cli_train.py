@@ -95,9 +95,12 @@ def distill(
 
     checkpoint = last_checkpoint(output)
     if checkpoint:
-        _check_checkpoint(Path(checkpoint), student)
+        ended = _check_checkpoint(Path(checkpoint), student)
         print(f"Going on from {checkpoint}")
-    trainer.train(resume_from_checkpoint=checkpoint)
+    if checkpoint and ended:
+        trainer.load_checkpoint(checkpoint)  # stopped while it was saved
+    else:
+        trainer.train(resume_from_checkpoint=checkpoint)
     if label_column is not None:
         from hf_sense.evaluation import fit_linear_head
 
@@ -182,8 +185,8 @@ def _config_fields(arguments: list[str], config_class: Any, command: str) -> dic
     return {name: getattr(values, name) for name in names if name in known}
 
 
-def _check_checkpoint(folder: Path, student: Any) -> None:
-    """Going on from a checkpoint of another student, or from one that has ended, is refused."""
+def _check_checkpoint(folder: Path, student: Any) -> bool:
+    """Whether training had ended there. A checkpoint of another student, or of one that was saved whole, is refused."""
     state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
     saved = (
         json.loads((folder / "config.json").read_text(encoding="utf-8")) if (folder / "config.json").is_file() else {}
@@ -195,11 +198,16 @@ def _check_checkpoint(folder: Path, student: Any) -> None:
             f"{folder.parent} holds the checkpoints of another student: {theirs}; now {mine}. Give another --output, or remove "
             "that one."
         )
-    if state["global_step"] >= state["max_steps"] and (folder.parent / "config.json").is_file():
+    ended = bool(state["global_step"] >= state["max_steps"])
+    card = (
+        folder.parent / "README.md"
+    )  # the last file of a student, which stands beside an older one where it was trained on
+    if ended and card.is_file() and card.stat().st_mtime >= (folder / "trainer_state.json").stat().st_mtime:
         fail(
             f"{folder.parent} holds a student whose training ended after {state['global_step']} steps. Give another --output, "
             "or remove that one to train again."
         )
+    return ended
 
 
 def _named_shape(config: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerState
 from transformers.trainer_utils import EvalLoopOutput
 
 from hf_sense.checkpoints import SaveOften
@@ -279,6 +279,11 @@ class SenseDistillationTrainer(Trainer):
         for key, value in self._read_meter("eval").items():
             output.metrics[f"{metric_key_prefix}_{key}"] = value
         return output
+
+    def load_checkpoint(self, folder: str) -> None:
+        """Takes the student and the state of a checkpoint, and does not train."""
+        self._load_from_checkpoint(folder)
+        self.state = TrainerState.load_from_json(str(Path(folder) / "trainer_state.json"))
 
     def create_model_card(self, model_name: str | None = None, **kwargs: Any) -> None:
         """Writes the student's card into ``args.output_dir``; ``license``, ``language`` and ``dataset`` go into it."""
