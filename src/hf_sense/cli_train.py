@@ -199,9 +199,8 @@ def _check_checkpoint(folder: Path, student: Any) -> bool:
             "that one."
         )
     ended = bool(state["global_step"] >= state["max_steps"])
-    card = (
-        folder.parent / "README.md"
-    )  # the last file of a student, which stands beside an older one where it was trained on
+    # The card is a student's last file; an older one is of a training that was shorter.
+    card = folder.parent / "README.md"
     if ended and card.is_file() and card.stat().st_mtime >= (folder / "trainer_state.json").stat().st_mtime:
         fail(
             f"{folder.parent} holds a student whose training ended after {state['global_step']} steps. Give another --output, "
