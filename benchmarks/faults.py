@@ -81,6 +81,10 @@ class Task:
         pairs = [(self.output("whole") / name, self.output(run) / name) for name in self.results]
         return all(b.is_file() and a.read_bytes() == b.read_bytes() for a, b in pairs)
 
+    def ended(self, run: str) -> bool:
+        """Whether a run had saved all, so that a fault that came then struck nothing; the card is the last file."""
+        return all((self.output(run) / name).is_file() for name in (*self.results, "README.md"))
+
     def files(self, run: str) -> list[Path]:
         """What unfinished work there is."""
         return [
@@ -193,6 +197,8 @@ def inject(task: Task, fault: str, times: int, draw: random.Random) -> dict[str,
                 strike(task, started, draw)
                 for process in started:
                     process.wait(timeout=60)
+                if task.ended("struck"):
+                    break
                 struck += 1
         ended += 1
         equal += task.equal("struck")
