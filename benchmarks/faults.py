@@ -71,9 +71,12 @@ class Task:
             if processes > 1:
                 environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
                 environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-            before = None if limit is None else lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
             with open(self.folder / f"said-{rank}.txt", "ab") as said:
-                started.append(subprocess.Popen(command, env=environment, stdout=said, stderr=said, preexec_fn=before))
+                started.append(
+                    subprocess.Popen(
+                        command, env=environment, stdout=said, stderr=said, preexec_fn=lambda: _prepare(limit)
+                    )
+                )
         return started
 
     def equal(self, run: str) -> bool:
@@ -99,6 +102,13 @@ class Task:
         newest = max((file.stat().st_mtime for file in self.files(run)), default=None)
         if newest is not None:
             self.lost.append(max(0.0, time.time() - newest))
+
+
+def _prepare(limit: int | None) -> None:
+    """Of a process that begins: where a shell runs this in the background it would ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if limit is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
 
 def signalled(sign: signal.Signals) -> Strike:

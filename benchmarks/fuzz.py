@@ -230,9 +230,14 @@ def run(name: str, cases: int, seed: int, folders: Folders) -> dict[str, Any]:
         if number == warm:
             before = peak()  # what is loaded at the first use is loaded
         draw = random.Random(f"{seed} {name} {number}")
-        at = time.perf_counter()
+        at, state = time.perf_counter(), draw.getstate()
         try:
             WAYS[name](folders, draw)
+            if time.perf_counter() - at > _SECONDS and number < warm:
+                # What is loaded and compiled at the first use is no fault of the case: it is tried again.
+                draw.setstate(state)
+                at = time.perf_counter()
+                WAYS[name](folders, draw)
         except Exception:
             if len(found) < 20:
                 found.append(f"case {number}: {traceback.format_exc()[-700:]}")
