@@ -65,9 +65,9 @@ SAYS = """## What the figures say
   labels.
 - **Nobody** tells CoLA's classes from few labels: all rows are at chance there, the teacher too, so that no difference on the
   mean of four can be large.
-- **Out of domain** senses in the teacher keep most: on R8 two points behind its own, on emotion, of whose tokens Banking77 lacks a
-  third, six. Students without a transformer fall to the table of means or below it: what they learned of contexts does not carry
-  over. [Other domains](domains.md) says why, and what wins it back.
+- **Out of domain** senses in the teacher keep most: on R8 two points behind its own, on emotion, of whose tokens Banking77
+  lacks a third, six. Students without a transformer fall to the table of means or below it: what they learned of contexts does
+  not carry over. [Other domains](domains.md) says why, and what wins it back.
 - **Where we lose**: with all train texts labelled model2vec is level on Banking77 and CoLA at a fraction of the work, and
   senses in the teacher stay behind the teacher.
 
