@@ -94,8 +94,8 @@ def distill(
     from hf_sense.checkpoints import last_checkpoint
 
     checkpoint = last_checkpoint(output)
+    ended = checkpoint is not None and _check_checkpoint(Path(checkpoint), student)
     if checkpoint:
-        ended = _check_checkpoint(Path(checkpoint), student)
         print(f"Going on from {checkpoint}")
     if checkpoint and ended:
         trainer.load_checkpoint(checkpoint)  # stopped while it was saved

@@ -281,9 +281,10 @@ class SenseDistillationTrainer(Trainer):
         return output
 
     def load_checkpoint(self, folder: str) -> None:
-        """Takes the student and the state of a checkpoint, and does not train."""
+        """Takes the student and the state of a checkpoint, and does not train. All processes call it, and wait for each other."""
         self._load_from_checkpoint(folder)
         self.state = TrainerState.load_from_json(str(Path(folder) / "trainer_state.json"))
+        self.accelerator.wait_for_everyone()
 
     def create_model_card(self, model_name: str | None = None, **kwargs: Any) -> None:
         """Writes the student's card into ``args.output_dir``; ``license``, ``language`` and ``dataset`` go into it."""
