@@ -57,7 +57,7 @@ SAYS = """## What the figures say
   Banking77 and no worse than chance allows. The paper's recipe, `dot` with mean pooling, is far behind. Soft or hard makes no
   difference that chance could not.
 - **One layer.** With few labels the student that learns senses, read softly, is level with those that learn the squared error
-  or the cosine on the mean of four: ahead on Banking77, behind on SST-2. Soft is a little better than hard. The squared error
+  or the cosine on the mean of four: ahead on emotion, behind on SST-2. Soft is a little better than hard. The squared error
   beside the senses adds nothing. With all train texts labelled senses **lose** to both by about a point.
 - **Without a transformer** the context table wins its group with few labels, far ahead of model2vec and of counted words, and
   is level with its teacher, and with the students of one layer, on the mean of four. Without the tokens that are seen once,
