@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import run_python
 from safetensors import safe_open
 
 from hf_sense.cli import main
@@ -286,8 +287,8 @@ def test_push_takes_what_the_folder_holds(dictionary, teacher, tmp_path):
         environment = {**os.environ, **server.environment(tmp_path / "home")}
 
         def push(folder, repo):
-            command = [sys.executable, "-m", "hf_sense", "push", str(tmp_path / folder), repo, "--license", "mit"]
-            return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+            command = ["-m", "hf_sense", "push", str(tmp_path / folder), repo, "--license", "mit"]
+            return run_python(command, environment)
 
         done = push("senses", "org/senses")
         assert done.returncode == 0, done.stderr

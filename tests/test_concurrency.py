@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import os
 import textwrap
 import threading
 
 import pytest
 import torch
 from datasets import Dataset
+from processes import PythonProcess
 
 from hf_sense import build_dictionary, compute_sense_targets, load_teacher, mapped_file, storage
 from hf_sense.dictionary import SenseDictionary
@@ -42,16 +42,15 @@ def test_a_reader_while_a_writer_replaces_the_folder(dictionary, tmp_path):
     other.save_pretrained(tmp_path / "b")
     dictionary.save_pretrained(tmp_path / "c")
     known = {dictionary.fingerprint, other.fingerprint}
-    command = [sys.executable, "-c", WRITER, *(str(tmp_path / name) for name in "abc"), "300"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
-        assert writer.stdout.readline() == "ready\n"
-        seen, loads = set(), 0
-        while writer.poll() is None:
-            found = SenseDictionary.from_pretrained(tmp_path / "c", verify=loads % 2 == 0)
-            found._checksums = None  # what its bytes are, not what its description says
-            seen.add(found.fingerprint)
-            loads += 1
-        assert writer.returncode == 0
+    writer = PythonProcess(["-c", WRITER, *(str(tmp_path / name) for name in "abc"), "300"], os.environ)
+    assert writer.stdout.readline() == "ready\n", writer.said()
+    seen, loads = set(), 0
+    while writer.returncode is None:
+        found = SenseDictionary.from_pretrained(tmp_path / "c", verify=loads % 2 == 0)
+        found._checksums = None  # what its bytes are, not what its description says
+        seen.add(found.fingerprint)
+        loads += 1
+    assert writer.returncode == 0, writer.said()
     assert seen <= known
     assert len(seen) == 2
     assert loads > 20

@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import subprocess
-import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from processes import run_python
 from test_decoders import make_adapter
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -76,9 +75,7 @@ def test_settings_come_from_the_hub_too(hub, base, tmp_path):
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
     }
-    done = subprocess.run(
-        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
+    done = run_python(["-c", script], environment)
     assert done.returncode == 0, done.stderr[-3000:]
     described = json.loads(done.stdout.splitlines()[-1])
     assert described["llm2vec"] == settings

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from processes import run_python
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 from loopback_hub import MEMBER_TOKEN, LoopbackHub, Repo
@@ -42,8 +42,7 @@ def plain_hub():
 def run(script, server, home, token=MEMBER_TOKEN, **variables):
     """Runs a script that sees the server as the Hub; returns what it printed last, read as JSON."""
     environment = {**os.environ, **server.environment(home, token), **{k: str(v) for k, v in variables.items()}}
-    command = [sys.executable, "-c", PRELUDE + FAILS + script]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = run_python(["-c", PRELUDE + FAILS + script], environment)
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout.splitlines()[-1])
 

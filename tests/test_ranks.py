@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
-import sys
 import textwrap
 import time
 
 import pytest
+from processes import PythonProcess
 
 from hf_sense import build_dictionary
 
@@ -57,13 +56,12 @@ def start(folder, teacher, count, name, work, pause=0.0, options="{}"):
         place = {"one": f"work-{name}", "own": f"work-{name}-{rank}", "pairs": f"work-{name}-{rank // 2}", "": ""}.get(
             work, work
         )
-        command = [sys.executable, "build.py", str(teacher), "texts.txt", f"{name}-{rank}", place, str(pause), options]
+        command = ["build.py", str(teacher), "texts.txt", f"{name}-{rank}", place, str(pause), options]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
         if count > 1:
             environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
             environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        ranks.append(subprocess.Popen(command, cwd=folder, env=environment, **pipes))
+        ranks.append(PythonProcess(command, environment, folder))
     return ranks
 
 
@@ -149,7 +147,7 @@ def test_two_machines_of_two_ranks_each_stopped_and_resumed(run, tmp_path):
 def begun(process, batches):
     """Returns when a process has begun so many batches."""
     for _ in range(batches):
-        assert process.stdout.readline() == "batch\n", process.stderr.read()
+        assert process.stdout.readline() == "batch\n", process.said()
 
 
 # Rank 0 holds the store by which they hear of each other: it takes that along, or answers no more.
