@@ -47,7 +47,7 @@ def serve(shop: Workshop, results: Any, rounds: int) -> dict[str, Any]:
 
 def _served(shop: Workshop, results: Any, layers: bool) -> Any:
     teacher = shop.teacher
-    yield "teacher", _reading(shop, lambda batch: teacher.hidden_states(**batch)), megabytes(teacher.model)
+    yield "teacher", _reading(shop, _pooled(lambda batch: teacher.hidden_states(**batch))), megabytes(teacher.model)
     whole = {"teacher, 20 senses, hard": (OURS, "hard"), "teacher, 20 senses, soft": (OURS, "soft"),
              "teacher, paper's recipe": (PAPER, "hard")}  # fmt: skip
     if not layers:  # sizes alone are asked for, and counting clusters takes minutes
@@ -62,7 +62,7 @@ def _served(shop: Workshop, results: Any, layers: bool) -> Any:
     table = token_mean_dictionary(shop.dictionary(**OURS))
     means = in_teacher(shop, {"max_senses": 1, "metric": "l2"})
     means.table.fill(table, torch.float32, outside=False)
-    reading = _reading(shop, lambda batch: means.table.token_means(batch["input_ids"]))
+    reading = _reading(shop, _pooled(lambda batch: means.table.token_means(batch["input_ids"])))
     yield "table of means", reading, megabytes(table)
     for recipe in RECIPES:
         if isinstance(recipe, ContextTable):
@@ -97,16 +97,22 @@ def _alone(shop: Workshop, options: dict[str, Any]) -> dict[str, float]:
 
 
 def _of(shop: Workshop, model: Any) -> Answer:
-    selection = model.config.selection
+    selection, pooling = model.config.selection, "mean"
 
-    def states(batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        model.config.selection = selection  # rows of one student share the model
-        return model(**batch).last_hidden_state
+    def vectors(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        model.config.selection, model.config.pooling = selection, pooling  # rows of one student share the model
+        return model.text_vectors(**batch)
 
-    return _reading(shop, states)
+    return _reading(shop, vectors)
 
 
-def _reading(shop: Workshop, states: Callable[[dict[str, torch.Tensor]], torch.Tensor]) -> Answer:
+def _pooled(
+    states: Callable[[dict[str, torch.Tensor]], torch.Tensor],
+) -> Callable[[dict[str, torch.Tensor]], torch.Tensor]:
+    return lambda batch: pool(states(batch), batch["attention_mask"], "mean")
+
+
+def _reading(shop: Workshop, vectors: Callable[[dict[str, torch.Tensor]], torch.Tensor]) -> Answer:
     tokenizer = shop.teacher.tokenizer
 
     @torch.inference_mode()
@@ -114,8 +120,7 @@ def _reading(shop: Workshop, states: Callable[[dict[str, torch.Tensor]], torch.T
         corpus = encode_corpus(texts, tokenizer, MAX_LENGTH, quiet=True, disable_tqdm=True)
         found = []
         for rows in corpus.batches(BATCH):
-            batch = corpus.padded(rows, tokenizer.pad_token_id)
-            found.append(pool(states(batch), batch["attention_mask"], "mean").numpy())
+            found.append(vectors(corpus.padded(rows, tokenizer.pad_token_id)).numpy())
         return np.concatenate(found)
 
     return answer

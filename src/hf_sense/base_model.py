@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_sense.folders import check_keeps_classifier
-from hf_sense.pooling import frequency_weights, pool
+from hf_sense.pooling import frequency_weights, pool_weighted, pooling_weights
 from hf_sense.publishing import HUB_ARGUMENTS, push_model, save_dictionary_beside
 
 
@@ -87,7 +87,34 @@ class BaseSenseModel(PreTrainedModel):
     ) -> torch.Tensor:
         """One vector a text by ``config.pooling``: ``(batch, sequence, dim)`` in, ``(batch, dim)`` out."""
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        return pool_weighted(hidden_states, attention_mask, self.pooling_weights(input_ids, attention_mask))
+
+    def pooling_weights(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """What each token weighs in its text's vector by ``config.pooling``, float32 ``(batch, sequence)``."""
         weights = None
         if self.config.pooling == "frequency":
             weights = frequency_weights(self.sense_table.probabilities(), self.config.frequency_smoothing)[input_ids]
-        return pool(hidden_states, attention_mask, self.config.pooling, weights)
+        return pooling_weights(attention_mask, self.config.pooling, weights)
+
+    def text_vectors(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        pooled: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """One vector a text: what ``pool`` makes of the last hidden state, within rounding, and faster where that can be.
+
+        Args:
+            input_ids: int64 ``(batch, sequence)``.
+            attention_mask: ``(batch, sequence)``, 1 at tokens; ones if not given.
+            token_type_ids: ``(batch, sequence)``, passed on to backbones that number segments.
+            pooled: ``(batch, sequence)``, 1 at those tokens that count for the vector; all if not given.
+
+        Returns:
+            ``(batch, sense_dim)``.
+        """
+        inner = self.base_model
+        attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        states = inner(input_ids, attention_mask, token_type_ids).last_hidden_state
+        return inner.pool(states, input_ids, attention_mask if pooled is None else pooled)

@@ -108,6 +108,29 @@ class ContextNetwork(PreTrainedModel):
         self.config.vocab_size = size
         return self.embeddings
 
+    def hidden_layer(self, input_ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """What ``outer`` makes states of, for texts that stand one after the other: less work than with padding.
+
+        Args:
+            input_ids: int64 ``(tokens,)`` of all texts.
+            lengths: int64 ``(texts,)``, tokens of each; may be 0.
+
+        Returns:
+            ``(tokens, intermediate_size)``.
+        """
+        width, gap = self.config.hidden_size, self.config.window // 2
+        text = torch.repeat_interleave(lengths, output_size=len(input_ids))
+        place = torch.arange(len(input_ids), device=input_ids.device) + gap * text
+        own = self.embeddings(self.rows[input_ids])
+        # Zeros between texts, so that no window sees another text.
+        apart = own.new_zeros(len(own) + gap * max(len(lengths) - 1, 0), width).index_copy_(0, place, own)
+        near = nn.functional.glu(self.window(apart.T), 0).T.index_select(0, place)
+        mean = own.new_zeros(len(lengths), width).index_add_(0, text, own) / lengths.clamp_min(1).unsqueeze(1)
+        # The text's mean is the same for all of its tokens, and so is what the hidden layer makes of it.
+        of_text = nn.functional.linear(mean, self.inner.weight[:, 2 * width :], self.inner.bias)
+        of_token = torch.cat([own, near], 1) @ self.inner.weight[:, : 2 * width].T
+        return self.activation(of_token + of_text[text])
+
     def forward(
         self,
         input_ids: torch.Tensor | None = None,

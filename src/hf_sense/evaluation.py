@@ -106,10 +106,8 @@ def embed(
             if tokens == 0:
                 continue
             batch = {name: tensor.to(model.device) for name, tensor in corpus.padded(rows, pad_id).items()}
-            hidden = inner(**batch).last_hidden_state
-            mask = batch["attention_mask"]
-            mask = mask if counts is None else last_tokens(mask, counts[rows].tolist())
-            pooled = inner.pool(hidden, batch["input_ids"], mask)
+            mask = None if counts is None else last_tokens(batch["attention_mask"], counts[rows].tolist())
+            pooled = inner.text_vectors(**batch, pooled=mask)
             vectors[torch.from_numpy(rows)] = pooled.float().cpu()
             bar.update(tokens)
     return vectors

@@ -21,6 +21,7 @@ from hf_sense.context_network import ContextNetwork
 from hf_sense.dictionary import SenseDictionary
 from hf_sense.folders import check_model_name
 from hf_sense.outputs import SenseClassifierOutput, SenseModelOutput
+from hf_sense.pooled_context import can_pool_first, pooled_first
 from hf_sense.publishing import open_dictionary
 from hf_sense.residual_codes import ResidualCodes
 from hf_sense.sense_table import SenseTable
@@ -211,6 +212,20 @@ class SenseModel(SensePreTrainedModel):
         )
         return result if return_dict is not False else result.to_tuple()
 
+    def text_vectors(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        pooled: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """As that of every sense model; a context table that only answers pools before it makes states."""
+        if not can_pool_first(self):
+            return super().text_vectors(input_ids, attention_mask, token_type_ids, pooled)
+        attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        weights = self.pooling_weights(input_ids, attention_mask if pooled is None else pooled)
+        return pooled_first(self, input_ids, attention_mask, weights)
+
 
 class SenseClassifier(SensePreTrainedModel):
     """A sense model with a linear classifier, after one hidden layer if ``config.head_activation`` says so.
@@ -219,6 +234,8 @@ class SenseClassifier(SensePreTrainedModel):
     since a table passes no gradient; to fine-tune the backbone choose ``"straight_through"`` or ``"soft"``, or distil it with
     ``SenseDistillationTrainer``.
     """
+
+    classifies_texts = False
 
     def __init__(self, config: SenseConfig) -> None:
         super().__init__(config)
@@ -266,16 +283,21 @@ class SenseClassifier(SensePreTrainedModel):
             return self.model(input_ids, attention_mask, token_type_ids, inputs_embeds, output_contextual=True)
         if labels is not None and self.training:
             self._warn_of_no_gradient()
-        output = self.model(
-            input_ids,
-            attention_mask,
-            token_type_ids,
-            inputs_embeds,
-            output_senses=output_senses,
-            output_hidden_states=output_hidden_states,
-            output_attentions=output_attentions,
-        )
-        logits = self.classify(self.to_classify(output.last_hidden_state, input_ids, attention_mask))
+        more = inputs_embeds is not None or output_senses or output_hidden_states or output_attentions
+        if input_ids is not None and not more and self.classifies_texts and can_pool_first(self.model):
+            output, vectors = SenseModelOutput(), self.model.text_vectors(input_ids, attention_mask)
+        else:
+            output = self.model(
+                input_ids,
+                attention_mask,
+                token_type_ids,
+                inputs_embeds,
+                output_senses=output_senses,
+                output_hidden_states=output_hidden_states,
+                output_attentions=output_attentions,
+            )
+            vectors = self.to_classify(output.last_hidden_state, input_ids, attention_mask)
+        logits = self.classify(vectors)
         loss = None
         if labels is not None:
             items = {} if num_items_in_batch is None else {"num_items_in_batch": num_items_in_batch}
@@ -317,6 +339,8 @@ class SenseClassifier(SensePreTrainedModel):
 
 class SenseModelForSequenceClassification(SenseClassifier):
     """A sense model that classifies texts: pooling, then the classifier of ``SenseClassifier``."""
+
+    classifies_texts = True
 
     def to_classify(
         self, states: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor | None

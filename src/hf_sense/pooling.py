@@ -22,6 +22,38 @@ def frequency_weights(probabilities: torch.Tensor, smoothing: float = 1e-3) -> t
     return smoothing / (smoothing + probabilities)
 
 
+def pooling_weights(
+    attention_mask: torch.Tensor, pooling: Pooling = "mean", token_weights: torch.Tensor | None = None
+) -> torch.Tensor:
+    """What each token weighs in its text's vector: float32 ``(batch, sequence)``, 1 in sum, 0 under padding.
+
+    Arguments as for ``pool``; the weights of a text without tokens are zeros.
+
+    Raises:
+        ValueError: if the pooling is unknown or its weights are missing.
+    """
+    mask = attention_mask.to(torch.float32)
+    place = mask.cumsum(-1) * mask  # 1 for the first token, 2 for the second, ...; 0 under padding
+    if pooling == "mean":
+        weights = mask
+    elif pooling == "weighted_mean":
+        weights = place
+    elif pooling == "frequency":
+        if token_weights is None:
+            raise ValueError("pooling 'frequency' needs token_weights; frequency_weights makes them.")
+        weights = token_weights.to(torch.float32) * mask
+    elif pooling == "cls":
+        weights = (place == 1).to(torch.float32)
+    elif pooling == "last_token":
+        weights = ((place == place.amax(-1, keepdim=True)) & (place > 0)).to(torch.float32)
+    elif pooling == "first_content_token":
+        weights = (place == place.amax(-1, keepdim=True).clamp(max=2)).to(torch.float32) * mask
+    else:
+        check_pooling(pooling)
+    total = weights.sum(-1, keepdim=True)
+    return weights / torch.where(total > 0, total, 1.0)
+
+
 def pool(
     hidden_states: torch.Tensor,
     attention_mask: torch.Tensor,
@@ -49,26 +81,12 @@ def pool(
         >>> pool(hidden, torch.tensor([[1, 1, 0]])), pool(hidden, torch.tensor([[0, 1, 1]]), "last_token")
         (tensor([[1.5000]]), tensor([[6.]]))
     """
-    mask = attention_mask.to(torch.float32)
-    place = mask.cumsum(-1) * mask  # 1 for the first token, 2 for the second, ...; 0 under padding
-    if pooling == "mean":
-        weights = mask
-    elif pooling == "weighted_mean":
-        weights = place
-    elif pooling == "frequency":
-        if token_weights is None:
-            raise ValueError("pooling 'frequency' needs token_weights; frequency_weights makes them.")
-        weights = token_weights.to(torch.float32) * mask
-    elif pooling == "cls":
-        weights = (place == 1).to(torch.float32)
-    elif pooling == "last_token":
-        weights = ((place == place.amax(-1, keepdim=True)) & (place > 0)).to(torch.float32)
-    elif pooling == "first_content_token":
-        weights = (place == place.amax(-1, keepdim=True).clamp(max=2)).to(torch.float32) * mask
-    else:
-        check_pooling(pooling)
-    total = weights.sum(-1, keepdim=True)
-    weights = weights / torch.where(total > 0, total, 1.0)
+    weights = pooling_weights(attention_mask, pooling, token_weights)
+    return pool_weighted(hidden_states, attention_mask, weights)
+
+
+def pool_weighted(hidden_states: torch.Tensor, attention_mask: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """The sum of each text's states, weighted by ``pooling_weights``: ``(batch, sequence, dim)`` in, ``(batch, dim)`` out."""
     # Hidden states under padding may be anything, NaN included, and zero times NaN is NaN.
     kept = hidden_states.float().masked_fill(~attention_mask.bool().unsqueeze(-1), 0.0)
     return torch.einsum("bs,bsd->bd", weights, kept).to(hidden_states.dtype)
