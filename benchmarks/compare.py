@@ -28,7 +28,7 @@ from compared_methods import AS, RECIPES, ROW_AS
 from compared_pairs import compare_rows
 from compared_serving import serve
 from compared_texts import FOUR, SETS, TextSet
-from compared_ways import EPOCHS, STEPS, Recipe, Workshop
+from compared_ways import EPOCHS, STEPS, Answered, Recipe, Workshop
 from measure import machine
 from transformers.utils import logging
 
@@ -192,7 +192,7 @@ class Comparison:
         found: dict[str, Any] = {"rows": {}, "training_cpu_seconds": spent[-1] if spent else None}
         answers = {}
         for row, poolings in rows.items():
-            for pooling, (train, test) in poolings.items():
+            for pooling, made in poolings.items():
                 # The teacher is measured by both poolings, what is held against it by the one that was chosen.
                 if (
                     stage != "dev"
@@ -201,7 +201,7 @@ class Comparison:
                     and pooling != self.results.pooling_of(recipe, row)
                 ):
                     continue
-                shots, probe = shop.texts.hits(train, test, probe=stage == "test")
+                shots, probe = made if isinstance(made, Answered) else shop.texts.hits(*made, probe=stage == "test")
                 own = {"draws": [float(value) for value in shots.mean(1)]}
                 answers[f"{row} | {pooling}"] = shots
                 if probe is not None:

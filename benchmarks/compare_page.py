@@ -19,7 +19,7 @@ GROUPS = {
     ),
     "One layer of it": (
         "1 layer, paper's recipe", "1 layer, senses, hard", "1 layer, senses, soft", "1 layer, soft targets",
-        "1 layer, squared error", "1 layer, squared error, its senses", "1 layer, cosine",
+        "1 layer, squared error", "1 layer, squared error, its senses", "1 layer, cosine", "1 layer, logits",
         "1 layer, senses and squared error", "1 layer, senses and squared error, soft",
     ),
     "No transformer": (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from compared_logits import LogitStudent
 from compared_students import BOTH, COSINE, SENSES, SOFT_TARGETS, SQUARED_ERROR, ContextTable, Student
 from compared_ways import (
     CODES,
@@ -84,6 +85,12 @@ RECIPES: tuple[Recipe, ...] = (
            selections={"selector, codes, 64": "soft"}),
     *_layers(1),
     *_layers(2),
+    LogitStudent(
+        "1 layer, logits",
+        grid=tuple({"learning_rate": rate} for rate in (1e-3, 2e-3, 4e-3)),
+        only=("Banking77", "emotion", "SST-2", "CoLA"),
+        at_most=1,
+    ),
 )  # fmt: skip
 # Whose settings a recipe takes that is not tuned itself.
 AS = {

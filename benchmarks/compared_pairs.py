@@ -33,6 +33,7 @@ PAIRS = (
     ("1 layer, senses, soft", "1 layer, squared error"),
     ("1 layer, senses, soft", "1 layer, cosine"),
     ("1 layer, senses, soft", "1 layer, soft targets"),
+    ("1 layer, senses, soft", "1 layer, logits"),
     ("1 layer, senses and squared error", "1 layer, squared error"),
     ("1 layer, squared error", "teacher"),
     ("context table, 64", "teacher"),

@@ -115,7 +115,7 @@ class TextSet:
         most: int | None = None,
         draws: int = 10,
     ) -> None:
-        self.tokenizer, self.draws = teacher.tokenizer, draws
+        self.tokenizer, self.draws, self.dev = teacher.tokenizer, draws, dev
         folder, test, self.shots = SETS[name]
         self.kept = KeptStates()
         parts = {split: _read(data / folder, split)[:most] for split in ("train", test)}

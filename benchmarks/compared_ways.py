@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,8 +22,16 @@ from hf_sense.dictionary import SenseDictionary
 from hf_sense.small_students import token_mean_dictionary
 from hf_sense.teacher import Teacher, load_teacher
 
+
+class Answered(NamedTuple):
+    """What a row that is a classifier itself answered rightly: few-shot, bool ``(draws, texts)``, and by all train labels."""
+
+    shots: np.ndarray
+    probe: np.ndarray | None
+
+
 # A row's text vectors: by pooling, those of the train and of the test texts.
-Rows = dict[str, dict[str, list[np.ndarray]]]
+Rows = dict[str, dict[str, list[np.ndarray] | Answered]]
 Head = Callable[[torch.Tensor, Batch], torch.Tensor]
 
 OURS = {"max_senses": 20, "metric": "l2"}
@@ -92,7 +100,7 @@ class Workshop:
 
     def rows(self, base: Way, heads: dict[str, Head]) -> Rows:
         """The vectors of each head on the states of one base."""
-        return self.texts.vectors(base, heads, self.shares)
+        return self.texts.vectors(base, heads, self.shares)  # type: ignore[return-value]
 
 
 def replacing(model: SenseModel, selection: str | None = None) -> Head:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -104,7 +104,6 @@ def few_shot_hits(
     """
     if samples_per_label < 1 or draws < 1:
         raise ValueError(f"samples_per_label and draws should be at least 1, but are {samples_per_label} and {draws}.")
-    linear = sklearn_module("linear_model")
     names, train, train_ids, test, test_ids = _labelled(train_vectors, train_labels, test_vectors, test_labels)
     train, test = (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12) for rows in (train, test))
     members = [np.flatnonzero(train_ids == number) for number in range(len(names))]
@@ -114,16 +113,38 @@ def few_shot_hits(
             f"A draw takes {samples_per_label} examples a label, but {names[fewest]!r} has {available} in "
             f"train_labels. Lower samples_per_label to {available} or leave the label out."
         )
-    generator = np.random.default_rng(seed)
     hits = np.zeros((draws, len(test)), bool)
-    for draw in range(draws):
+    drawn = few_shot_draws(train, train_ids, samples_per_label=samples_per_label, draws=draws, seed=seed)
+    for draw, (weight, bias) in enumerate(drawn):
+        hits[draw] = (test @ weight.T + bias).argmax(1) == test_ids
+    return hits
+
+
+def few_shot_draws(
+    vectors: np.ndarray, ids: np.ndarray, *, samples_per_label: int, draws: int = 10, seed: int = 42
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The regression of each draw of ``few_shot_accuracy``, to use it for something else.
+
+    Args:
+        vectors: floating ``(n, dim)`` of unit length.
+        ids: int64 ``(n,)``, from 0, each label's at least ``samples_per_label`` times.
+        samples_per_label: labelled rows a draw takes of each.
+        draws: how many.
+        seed: of the drawing.
+
+    Yields:
+        Weights ``(labels, dim)`` and biases ``(labels,)``.
+    """
+    linear = sklearn_module("linear_model")
+    members = [np.flatnonzero(ids == number) for number in range(int(ids.max()) + 1)]
+    generator = np.random.default_rng(seed)
+    for _ in range(draws):
         drawn = np.concatenate([generator.permutation(rows)[:samples_per_label] for rows in members])
         with warnings.catch_warnings():
             # The protocol stops after 100 steps, settled or not.
             warnings.filterwarnings("ignore", message="lbfgs failed to converge", category=UserWarning)
-            regression = linear.LogisticRegression(max_iter=100).fit(train[drawn], train_ids[drawn])
-        hits[draw] = regression.predict(test) == test_ids
-    return hits
+            fitted = linear.LogisticRegression(max_iter=100).fit(vectors[drawn], ids[drawn])
+        yield _one_a_label(fitted.coef_, fitted.intercept_)
 
 
 def linear_probe(
@@ -249,11 +270,15 @@ def fit_regression(vectors: np.ndarray, ids: np.ndarray, C: float) -> tuple[np.n
     mean = vectors.mean(0)
     scale = float(np.sqrt(np.square(vectors - mean).sum(1).mean())) or 1.0
     fitted = linear.LogisticRegression(max_iter=1000, C=C).fit((vectors - mean) / scale, ids)
-    weight, bias = fitted.coef_, fitted.intercept_
-    if len(weight) == 1:  # scikit-learn keeps the difference of two labels; halves give softmax the same probability
-        weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
-    weight = weight / scale
+    weight, bias = _one_a_label(fitted.coef_ / scale, fitted.intercept_)
     return weight, bias - weight @ mean
+
+
+def _one_a_label(weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Scikit-learn keeps the difference of two labels; halves give softmax the same probability."""
+    if len(weight) > 1:
+        return weight, bias
+    return np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
 
 
 def numbered(labels: Sequence[Label]) -> tuple[list[Label], np.ndarray]:
