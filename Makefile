@@ -30,7 +30,7 @@ bench: .venv/ready
 	$(BIN)/python benchmarks/performance.py --data $(DATA)
 
 # Senses beside everything else, and one setting after the other: benchmarks/comparison.json and defaults.json with their pages
-# docs/comparison.md and docs/recipes.md, a few hours of one core; jobs that are there are not run again. Then the other tables.
+# docs/results.md and docs/recipes.md, a few hours of one core; jobs that are there are not run again. Then the other tables.
 bench-accuracy: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/compare.py --data $(DATA) --work runs/comparison
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/defaults.py --data $(DATA) --work runs/comparison

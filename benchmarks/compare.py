@@ -1,4 +1,4 @@
-"""Sets senses beside everything that they have to be better than, from one command; writes ``docs/comparison.md``.
+"""Sets senses beside everything that they have to be better than, from one command; writes ``docs/results.md``.
 
     OMP_NUM_THREADS=1 python benchmarks/compare.py --data FOLDER
 
@@ -234,7 +234,7 @@ def main() -> None:
         "--work", type=Path, help="keeps states, dictionaries and answers; a temporary folder if not given"
     )
     parser.add_argument("--results", type=Path, default=HERE / "comparison.json")
-    parser.add_argument("--page", type=Path, default=HERE.parent / "docs" / "comparison.md")
+    parser.add_argument("--page", type=Path, default=HERE.parent / "docs" / "results.md")
     options = parser.parse_args()
     if unknown := set(options.only or ()) - {recipe.name for recipe in RECIPES}:
         names = ", ".join(recipe.name for recipe in RECIPES)

@@ -1,4 +1,4 @@
-"""The page ``docs/comparison.md`` from the figures of ``compare.py``: words stand here, numbers do not."""
+"""The page ``docs/results.md`` from the figures of ``compare.py``: words stand here, numbers do not."""
 
 from __future__ import annotations
 

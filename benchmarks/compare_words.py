@@ -1,4 +1,4 @@
-"""What ``docs/comparison.md`` says around its tables: protocol, aims, what the figures say. Numbers come from the results."""
+"""What ``docs/results.md`` says around its tables: protocol, aims, what the figures say. Numbers come from the results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from compare_page import (
     two_layer_table,
 )
 
-HEAD = """# Senses and everything else
+HEAD = """# Results
 
 Everything that senses have to be better than, on five data sets, losses included.
 

@@ -9,7 +9,7 @@ from defaults_page import dev_table, rate_table, student_table, teacher_table
 HEAD = """# Recipes
 
 Which settings for which text, and what the library's defaults rest on. Everything here was measured on a fifth of the train texts
-that dictionaries and students had not seen; what was then chosen is measured on test texts in [Comparison](comparison.md).
+that dictionaries and students had not seen; what was then chosen is measured on test texts in [Results](results.md).
 Teacher: all-MiniLM-L6-v2, texts cut at 64 tokens; few-shot accuracy in percent, the mean over draws of labelled texts.
 
 | you want | take |
@@ -17,7 +17,7 @@ Teacher: all-MiniLM-L6-v2, texts cut at 64 tokens; few-shot accuracy in percent,
 | the teacher's vectors, made of senses that can be looked at | the defaults; for short texts `pooling="frequency"` |
 | a smaller dictionary | `--max-senses n/10,100`, or [codes](howto-codes.md), or a [budget](howto-settings.md#a-budget) |
 | what the paper does | `--recipe paper`; for the student `pooling="mean"`, `selection="hard"` |
-| clusters that are meanings of words | `--recipe words` ([why](results.md#do-senses-match-meanings-coarsewsd-20-ten-words)) |
+| clusters that are meanings of words | `--recipe words` ([why](measurements.md#do-senses-match-meanings-coarsewsd-20-ten-words)) |
 | as small as keeps the accuracy | `--max-senses 1 --codes 256 --code-levels 2 --min-count 2 --dtype int8` |
 | a small, fast student for texts like its own | `build --min-count 2`, `distill --backbone context --learning-rate 5e-3` |
 | a student made of senses | `hf-sense distill --num-hidden-layers 1 --learning-rate 4e-3`, `selection="soft"` |
@@ -64,7 +64,7 @@ students here were trained at twenty times that and more.
 
 RATES_SAY = """
 Between the lowest and the highest of these little changes; take 1e-3 for layers of the teacher and 5e-3 for students without. A
-wide decoder wants less: its student was trained at 5e-4 ([Results](results.md)). No one rate fits all, so that the field's
+wide decoder wants less: its student was trained at 5e-4 ([Measurements](measurements.md)). No one rate fits all, so that the field's
 default was left alone: give one.
 """
 

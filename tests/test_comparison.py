@@ -95,9 +95,9 @@ def test_pages_say_what_the_results_say(tmp_path, monkeypatch):
     compared, defaults = (
         json.loads((BENCHMARKS / f"{name}.json").read_text(encoding="utf-8")) for name in ("comparison", "defaults")
     )
-    compare_page.write_page(compared, tmp_path / "comparison.md")
+    compare_page.write_page(compared, tmp_path / "results.md")
     defaults_page.write_page(compared, defaults, tmp_path / "recipes.md")
-    for name in ("comparison.md", "recipes.md"):
+    for name in ("results.md", "recipes.md"):
         assert (tmp_path / name).read_text(encoding="utf-8") == (ROOT / "docs" / name).read_text(encoding="utf-8")
 
 
