@@ -17,10 +17,10 @@ Teacher: all-MiniLM-L6-v2, texts cut at 64 tokens; few-shot accuracy in percent,
 | the teacher's vectors, made of senses that can be looked at | the defaults; for short texts `pooling="frequency"` |
 | a smaller dictionary | `--max-senses n/10,100`, or [codes](howto-codes.md), or a [budget](howto-settings.md#a-budget) |
 | what the paper does | `--recipe paper`; for the student `pooling="mean"`, `selection="hard"` |
-| clusters that are meanings of words | `--recipe words` ([why](measurements.md#do-senses-match-meanings-coarsewsd-20-ten-words)) |
+| clusters that are words' meanings | `--recipe words` ([why](measurements.md#do-senses-match-meanings-coarsewsd-20-ten-words)) |
 | as small as keeps the accuracy | `--max-senses 1 --codes 256 --code-levels 2 --min-count 2 --dtype int8` |
 | a small, fast student for texts like its own | `build --min-count 2`, `distill --backbone context --learning-rate 5e-3` |
-| a student made of senses | `hf-sense distill --num-hidden-layers 1 --learning-rate 4e-3`, `selection="soft"` |
+| a student made of senses | `hf-sense distill --num-hidden-layers 1 --learning-rate 4e-3 --selection soft` |
 
 A recipe names metric and method together; `--metric`, `--method` or the keywords of `build_dictionary` beside it go before it.
 
@@ -64,8 +64,8 @@ students here were trained at twenty times that and more.
 
 RATES_SAY = """
 Between the lowest and the highest of these little changes; take 1e-3 for layers of the teacher and 5e-3 for students without. A
-wide decoder wants less: its student was trained at 5e-4 ([Measurements](measurements.md)). No one rate fits all, so that the field's
-default was left alone: give one.
+wide decoder wants less: its student was trained at 5e-4 ([Measurements](measurements.md)). No one rate fits all, so that the
+field's default was left alone: give one.
 """
 
 FACTORS = """## One setting after the other

@@ -100,6 +100,33 @@ def test_going_on_with_another_student_or_a_finished_one_is_refused(
     assert "| steps | 4 |" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
 
 
+def test_senses_are_chosen_softly_and_learned_on_demand(data, dictionary, tiny_teacher_folder, tmp_path, capsys):
+    """--selection or --learned-senses does nothing; or a student goes on from one whose senses were fixed."""
+    from hf_sense import SenseDictionary, SenseModel
+
+    common = ["distill", "--teacher", str(tiny_teacher_folder), "--dictionary", str(dictionary), "--use-cpu"]
+    common += [
+        "--dataset",
+        str(data / "train.jsonl"),
+        "--num-hidden-layers",
+        "1",
+        "--max-steps",
+        "4",
+        "--disable-tqdm",
+        "true",
+    ]
+    common += ["--save-steps", "2", "--learning-rate", "1e-2"]
+    senses = SenseDictionary.from_pretrained(dictionary).senses
+    for name, more in (("soft", ["--selection", "soft"]), ("learned", ["--selection", "soft", "--learned-senses"])):
+        assert main([*common, *more, "--output", str(tmp_path / name)]) == 0
+        student = SenseModel.from_pretrained(tmp_path / name)
+        assert student.config.selection == "soft"
+        assert torch.equal(student.table.senses.detach(), senses) == (name == "soft")
+    capsys.readouterr()
+    code, line = run([*common, "--selection", "soft", "--output", str(tmp_path / "learned")], capsys)
+    assert (code, "1 layers and learned senses of dictionary" in line) == (2, True), line
+
+
 @pytest.mark.parametrize("labels", [[], ["--label-column", "label"]])
 def test_the_same_command_makes_the_same_student(data, dictionary, tiny_teacher_folder, tmp_path, labels):
     """Weights that are drawn differ from run to run; or the files tell whether targets were kept; or a head is of chance."""

@@ -32,6 +32,15 @@ class BackboneName(str, Enum):
     context = "context"
 
 
+class SelectionName(str, Enum):
+    """What stands in a hidden state's place."""
+
+    hard = "hard"
+    soft = "soft"
+    straight_through = "straight_through"
+    none = "none"
+
+
 def distill(
     context: typer.Context,
     teacher: Annotated[str, typer.Option(help="The model that the dictionary was built with; it knows the adapters.")],
@@ -49,13 +58,21 @@ def distill(
     ] = None,
     hidden_size: Annotated[int | None, typer.Option(help="Of that one's embeddings and states. By default 64.")] = None,
     window: Annotated[int | None, typer.Option(help="Tokens that it sees around each, odd. By default 3.")] = None,
+    selection: Annotated[
+        SelectionName | None,
+        typer.Option(help="What stands in a state's place: by default hard, or what the backbone is made for."),
+    ] = None,
+    learned_senses: Annotated[
+        bool, typer.Option("--learned-senses", help="Train the senses too; see docs/howto-soft-selection.md.")
+    ] = False,
     pooling: Annotated[str, typer.Option(help="How the student makes a text's vector.")] = "frequency",
     label_column: Annotated[str | None, typer.Option(help="Also fit a linear classifier on this column.")] = None,
 ) -> None:
     """Distil a student that chooses the teacher's senses.
 
     Any field of SenseDistillationConfig is an option too, for example --learning-rate 1e-3 --max-steps 900. A context table
-    learns the teacher's states, so --backbone context sets --sense-weight 0 and --mse-weight 1 where they are not given.
+    learns the teacher's states, so --backbone context sets --sense-weight 0 and --mse-weight 1 where they are not given; learned
+    senses are pulled to them, so --learned-senses sets --sense-weight 0 and --replaced-weight 1.
     """
     if backbone is not None and num_hidden_layers is not None:
         fail(f"Give --num-hidden-layers or --backbone, not both: the {backbone.value} has no layers of the teacher.")
@@ -79,10 +96,16 @@ def distill(
     fields = _config_fields(context.args, SenseDistillationConfig, "distill")
     if backbone is BackboneName.context:
         fields = {"sense_weight": 0.0, "mse_weight": 1.0} | fields
+    if learned_senses:
+        fields = {"sense_weight": 0.0, "replaced_weight": 1.0} | fields
     fields = {"save_seconds": None if fields.get("save_strategy") == "no" else 45.0} | fields
     shape: dict[str, Any] = {"num_hidden_layers": num_hidden_layers or 2}
     if backbone is not None:
         shape = {"backbone": backbone.value, "hidden_size": hidden_size, "window": window}
+    if selection is not None:
+        shape["selection"] = selection.value
+    if learned_senses:
+        shape["learned_senses"] = True
     args = SenseDistillationConfig(output_dir=str(output), text_column=text_column, **fields)
     senses = SenseDictionary.from_pretrained(dictionary)
     loaded = teacher_of(senses, teacher)
@@ -216,4 +239,5 @@ def _named_shape(config: dict[str, Any]) -> str:
     if backbone.get("model_type") == "sense_context_network":
         kind = "context table" if config.get("selection") == "none" else "selector"
         body = f"a {kind} of width {backbone['hidden_size']} and window {backbone['window']}"
-    return f"{body} and dictionary {config.get('dictionary_fingerprint')}"
+    learned = "learned senses of " if config.get("learned_senses") else ""
+    return f"{body} and {learned}dictionary {config.get('dictionary_fingerprint')}"
