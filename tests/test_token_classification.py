@@ -461,3 +461,21 @@ def test_configuration_says_what_it_is(teacher, dictionary, tmp_path):
     config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     assert config["architectures"] == ["SenseModelForTokenClassification"]
     assert config["id2label"] == {str(number): name for number, name in enumerate(NAMES)}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int8])
+def test_a_tagger_on_a_dictionary_with_codes(teacher, texts, batch, tmp_path, dtype):
+    """Codes are left out of what is classified, or lost when the tagger is saved or folded."""
+    coded = build_dictionary(teacher, texts, max_senses=1, codes=8, code_levels=2, dtype=dtype, disable_tqdm=True)
+    model = narrow_of(teacher, coded).eval()
+    with torch.no_grad():
+        output = model(**batch, output_senses=True)
+        kept = (output.sense_ids >= 0) & batch["attention_mask"].bool()
+        senses = coded.rows(output.sense_ids[kept]) + coded.codes.decode(output.code_ids[kept])
+        torch.testing.assert_close(output.logits[kept], model.classify(senses.float()), atol=1e-4, rtol=1e-4)
+        model.save_pretrained(tmp_path)
+        loaded = AutoModelForTokenClassification.from_pretrained(tmp_path).eval()
+        torch.testing.assert_close(loaded(**batch).logits, output.logits)
+        folded = model.fold()(**batch)
+    inside = batch["attention_mask"].bool()
+    torch.testing.assert_close(folded.logits[inside], output.logits[inside], atol=1e-4, rtol=1e-4)
