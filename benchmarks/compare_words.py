@@ -67,8 +67,8 @@ SAYS = """## What the figures say
   is level with its teacher, and with the students of one layer, on the mean of four. Without the tokens that are seen once,
   and as int8, it is best and smallest. Choosing among senses, the selector's way, does not beat it, but with codes and all
   labels.
-- **Ten points on model2vec** are not to be had by a copy of this teacher, which is itself eight and a half ahead of it. Centring or
-  whitening the vectors was tried on the held-out texts, and helps neither.
+- **Ten points on model2vec** are not to be had by a copy of this teacher, which is itself eight and a half ahead of it. Centring
+  or whitening the vectors was tried on held-out texts, and helps neither.
 - **Nobody** tells CoLA's classes from few labels: all rows are at chance there, the teacher too, so that no difference on the
   mean of four can be large.
 - **Out of domain** senses in the teacher keep most: on R8 two points behind its own, on emotion, of whose tokens Banking77

@@ -46,11 +46,11 @@ SENSES_SAY = """
   `n/10,100` and from the teacher's own states on Banking77, and loses on the long stories of
   [another page](howto-settings.md). So the library's default stays `mean`; on short texts try `frequency`, and measure.
 - **Selection.** Soft and hard are within a few tenths: `hard` stays, as the one whose answer is a sense.
-- **Number.** Two or five senses a token are too few on Banking77. One per ten occurrences, at most 100 (`n/10,100`), is ahead of 20
-  by mean pooling on three held-out sets (the tables below), level by frequency pooling, and behind by that on the test texts of
-  three sets of five. It is the better number where vectors are averaged, and smaller; no number is best for both poolings, and 20,
+- **Number.** Two or five senses a token are too few on Banking77. One per ten occurrences, at most 100 (`n/10,100`), is ahead of
+  20 by mean pooling on three held-out sets (the tables below), level by frequency pooling, and behind by that on the test texts
+  of three sets of five. It is the better number where vectors are averaged, and smaller; none is best for both poolings, and 20,
   which frequency pooling needs, stays the default.
-- **Special tokens.** Left as they are they gain a point and a half on Banking77 by mean pooling, and nothing elsewhere or otherwise.
+- **Special tokens.** Left as they are they gain a point and a half on Banking77 by mean pooling, and nothing elsewhere.
 """
 
 RATES = """## Learning rates
