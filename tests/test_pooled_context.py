@@ -86,3 +86,36 @@ def test_others_go_through_their_states(teacher, dictionary, texts, change):
     with torch.no_grad():
         assert not pooled_context.can_pool_first(model)
         torch.testing.assert_close(model.text_vectors(**batch), through_states(model, batch))
+
+
+@pytest.mark.parametrize("part", ["", "backbone", "table", "backbone.embeddings"])
+def test_weights_that_are_moved_about_are_asked_for(teacher, dictionary, texts, part):
+    """accelerate's hook, which brings a layer's weights when it is called, is passed by."""
+    from accelerate.hooks import ModelHook, add_hook_to_module
+
+    model = shaken(SenseModel.from_teacher(teacher, dictionary, backbone="context", hidden_size=6))
+    module = model.get_submodule(part)
+    with torch.no_grad():
+        assert pooled_context.can_pool_first(model)
+        add_hook_to_module(module, ModelHook())
+        assert not pooled_context.can_pool_first(model)
+        batch = batch_of(teacher.tokenizer, texts[:4])
+        torch.testing.assert_close(model.text_vectors(**batch), through_states(model, batch))
+
+
+@pytest.mark.parametrize("target", ["outer", "inner", "window", "sense_projection"])
+def test_adapters_are_not_passed_by(teacher, dictionary, texts, target):
+    """LoRA in a layer is left out of the vectors; or a hook on it is not called."""
+    from peft import LoraConfig, get_peft_model
+
+    model = shaken(SenseModel.from_teacher(teacher, dictionary, backbone="context", hidden_size=6))
+    batch = batch_of(teacher.tokenizer, texts[:4])
+    with torch.no_grad():
+        before = model.text_vectors(**batch)
+        hook = dict(model.named_modules())[("" if target == "sense_projection" else "backbone.") + target]
+        handle = hook.register_forward_hook(lambda module, given, found: found * 2)
+        assert not torch.allclose(model.text_vectors(**batch), before)
+        handle.remove()
+        assert pooled_context.can_pool_first(model)
+        wrapped = get_peft_model(model, LoraConfig(target_modules=[target], r=2, init_lora_weights=False)).eval()
+        assert not torch.allclose(wrapped.base_model.model.text_vectors(**batch), before)

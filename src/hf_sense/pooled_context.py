@@ -19,15 +19,31 @@ if TYPE_CHECKING:
 
 
 def can_pool_first(model: SenseModel) -> bool:
-    """Whether this is a context table in float32 that only answers: no gradient, no tracing, no choice among senses."""
+    """Whether this is a context table in float32 that only answers: no gradient, no tracing, no choice among senses.
+
+    Its layers are read here, not called: where adapters or hooks have been put into them, states are made as ever.
+    """
     return (
         isinstance(model.backbone, ContextNetwork)
+        and all(_is_bare(part) for part in (model, model.backbone, model.table))
+        and all(_is_plain(part) for part in (*model.backbone.children(), model.sense_projection) if part is not None)
         and model.config.adds_token_mean
         and model.config.selection == "none"
         and model.dtype == torch.float32
         and not model.training
         and not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing())
     )
+
+
+def _is_plain(part: nn.Module) -> bool:
+    """Whether its weights say what it does."""
+    plain = type(part) in (nn.Linear, nn.Conv1d, nn.Embedding) or not list(part.parameters())
+    return plain and _is_bare(part)
+
+
+def _is_bare(part: nn.Module) -> bool:
+    """Whether nothing was put around its ``forward``: hooks, or another one, as where accelerate moves weights about."""
+    return not (part._forward_hooks or part._forward_pre_hooks or "forward" in part.__dict__)
 
 
 def pooled_first(
