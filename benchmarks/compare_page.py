@@ -14,8 +14,9 @@ TEACHER = "teacher"
 GROUPS = {
     "The teacher runs": (
         "teacher, paper's recipe", "teacher, 20 senses, hard", "teacher, 20 senses, soft", "teacher, n/10,100 senses, hard",
-        "teacher, 5 senses, hard", "teacher, 2 senses, hard", "teacher, means + 1 x 1024 codes, int8",
-        "teacher, means + 2 x 256 codes, int8", "teacher, means + 2 x 256 codes, seen twice, int8",
+        "teacher, 5 senses, hard", "teacher, 2 senses, hard", "teacher, 3 MB of senses, hard, int8",
+        "teacher, means + 1 x 1024 codes, int8", "teacher, means + 2 x 256 codes, int8",
+        "teacher, means + 2 x 256 codes, seen twice, int8",
     ),
     "One layer of it": (
         "1 layer, paper's recipe", "1 layer, senses, hard", "1 layer, senses, soft", "1 layer, soft targets",

@@ -7,6 +7,7 @@ from typing import Any
 from compared_logits import LogitStudent
 from compared_students import BOTH, COSINE, SENSES, SOFT_TARGETS, SQUARED_ERROR, ContextTable, Student
 from compared_ways import (
+    BUDGET,
     CODES,
     FEWER,
     HARD,
@@ -64,6 +65,7 @@ RECIPES: tuple[Recipe, ...] = (
         "fewer senses in the teacher",
         senses={f"teacher, {k} senses, hard": ({"max_senses": k, "metric": "l2"}, HARD) for k in FEWER},
     ),
+    InTeacher("3 MB of senses in the teacher", senses={"teacher, 3 MB of senses, hard, int8": (BUDGET, HARD)}),
     InTeacher(
         "codes in the teacher",
         senses={f"teacher, {name}, int8": (options, HARD) for name, options in CODES.items()},

@@ -16,7 +16,7 @@ from banking77 import MAX_LENGTH
 from compared_methods import RECIPES
 from compared_students import ContextTable, Student
 from compared_texts import BATCH
-from compared_ways import CODES, FEWER, OURS, PAPER, TWICE, Workshop, in_teacher, model2vec_folder, static_model
+from compared_ways import BUDGET, CODES, FEWER, OURS, PAPER, TWICE, Workshop, in_teacher, model2vec_folder, static_model
 from measure import by_turns, ratios, spread
 from small_students import megabytes
 
@@ -56,6 +56,7 @@ def _served(shop: Workshop, results: Any, layers: bool) -> Any:
         model = SenseModel.from_teacher(teacher, shop.dictionary(**options), selection=selection)
         yield row, _of(shop, model), megabytes(model) | _alone(shop, options)
     fewer = {f"{k} senses, hard": {"max_senses": k, "metric": "l2"} for k in FEWER}
+    fewer["3 MB of senses, hard, int8"] = BUDGET
     for name, options in (fewer | {f"{name}, int8": options for name, options in (CODES | TWICE).items()}).items():
         model = SenseModel.from_teacher(teacher, shop.dictionary(**options), selection="hard")
         yield f"teacher, {name}", _of(shop, model), megabytes(model) | _alone(shop, options)

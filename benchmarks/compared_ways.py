@@ -46,6 +46,8 @@ CODES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 # The same without the tokens that the texts hold but once.
 TWICE = {f"{name}, seen twice": {**options, "min_count": 2} for name, options in CODES.items() if "2 x 256" in name}
+# As many senses as 3 MB hold, shared out among the tokens that the texts hold three times.
+BUDGET = {"budget": "3MB", "min_count": 3, "metric": "l2", "dtype": torch.int8}
 STEPS = 600  # of 32 texts, for every student with layers
 EPOCHS = 6  # for students without
 
