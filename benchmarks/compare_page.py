@@ -27,13 +27,9 @@ GROUPS = {
         "context table, 32", "context table, 32, int8", "context table, 64", "context table, 64, int8",
         "context table, 64, seen twice", "context table, 64, seen twice, int8", "context table, 128",
         "context table, 128, int8", "selector, 64",
-        "selector, 128", "selector, codes, 64", "table of means", "model2vec", "TF-IDF",
+        "selector, codes, 64", "table of means", "model2vec", "TF-IDF",
     ),
 }  # fmt: skip
-TWO_LAYERS = (
-    "2 layers, paper's recipe", "2 layers, senses, hard", "2 layers, senses, soft", "2 layers, soft targets",
-    "2 layers, squared error", "2 layers, cosine",
-)  # fmt: skip
 
 
 def job_key(stage: str, texts: str, recipe: str, settings: dict[str, Any], seed: int) -> str:
@@ -171,7 +167,7 @@ def serving_table(figures: Figures) -> str:
     rows = []
     served = figures.results.get("served", {})
     names = list(dict.fromkeys(row for one in served.values() for row in one))
-    order = [TEACHER, *(name for group in GROUPS.values() for name in group), *TWO_LAYERS]
+    order = [TEACHER, *(name for group in GROUPS.values() for name in group)]
     for row in [name for name in order if name in names]:
         cells = [row]
         for texts in ("Banking77", "emotion"):
@@ -185,18 +181,6 @@ def serving_table(figures: Figures) -> str:
     for texts in ("Banking77", "emotion"):
         header += [f"{texts}: MB", "MB float16", "of it, senses", "times the teacher's speed"]
     return table(header, rows)
-
-
-def two_layer_table(figures: Figures) -> str:
-    """Students of two layers, on Banking77 alone."""
-    rows = []
-    for row in TWO_LAYERS:
-        if figures.known(row) and figures.score(row, "Banking77") is not None:
-            few = [figures.score(row.replace("2 layers", number), "Banking77") for number in ("1 layer", "2 layers")]
-            probe = [figures.score(row.replace("2 layers", n), "Banking77", "probe") for n in ("1 layer", "2 layers")]
-            rows.append([row.removeprefix("2 layers, "), *map(shown, few), *map(shown, probe)])
-    head = ["Banking77, one seed of two layers", "1 layer, few labels", "2 layers", "1 layer, all labels", "2 layers"]
-    return table(head, rows) if rows else ""
 
 
 def foreign_table(figures: Figures) -> str:

@@ -16,7 +16,6 @@ from compare_page import (
     serving_table,
     shown,
     table,
-    two_layer_table,
 )
 
 HEAD = """# Results
@@ -202,7 +201,7 @@ def missing(figures: Figures) -> str:
 def page(figures: Figures) -> str:
     """The page's text."""
     parts = [HEAD.format(**figures.results["lengths"]), aims(figures), SAYS.format(missing=missing(figures))]
-    parts += [ACCURACY + accuracy_table(figures, "draws"), two_layer_table(figures)]
+    parts += [ACCURACY + accuracy_table(figures, "draws")]
     parts += [PROBE + accuracy_table(figures, "probe")]
     parts += [PAIRS + pair_table(figures.results, "draws"), PAIRS_PROBE + pair_table(figures.results, "probe")]
     if figures.results.get("served"):

@@ -23,24 +23,22 @@ from compared_ways import (
 )
 
 
-def _layers(number: int) -> tuple[Student, ...]:
-    few = "1 layer" if number == 1 else f"{number} layers"
+def _one_layer() -> tuple[Student, ...]:
     rates = tuple({"learning_rate": rate} for rate in (1e-3, 2e-3, 4e-3))  # as long as the next is better
-    own: dict[str, Any] = {"grid": rates, "shape": {"num_hidden_layers": number}}
-    if number > 1:  # the learning rates are those of one layer
-        own |= {"only": ("Banking77",), "at_most": 1}
+    own: dict[str, Any] = {"grid": rates, "shape": {"num_hidden_layers": 1}}
     once = own | {"at_most": 1}
     return (
-        Student(f"{few}, senses", losses=SENSES,
-                selections={f"{few}, senses, hard": "hard", f"{few}, senses, soft": "soft"}, **own),
-        Student(f"{few}, senses and squared error", losses=BOTH,
-                selections={f"{few}, senses and squared error": "none", f"{few}, senses and squared error, soft": "soft"}, **own),
-        Student(f"{few}, squared error", losses=SQUARED_ERROR,
-                selections={f"{few}, squared error": "none", f"{few}, squared error, its senses": "soft"}, **own),
-        Student(f"{few}, cosine", losses=COSINE, selections={f"{few}, cosine": "none"}, **own),
-        Student(f"{few}, soft targets", losses=SOFT_TARGETS, selections={f"{few}, soft targets": "soft"}, **once),
-        Student(f"{few}, paper's recipe", losses=SENSES, senses=PAPER,
-                selections={f"{few}, paper's recipe": "hard"}, **once),
+        Student("1 layer, senses", losses=SENSES,
+                selections={"1 layer, senses, hard": "hard", "1 layer, senses, soft": "soft"}, **own),
+        Student("1 layer, senses and squared error", losses=BOTH,
+                selections={"1 layer, senses and squared error": "none",
+                            "1 layer, senses and squared error, soft": "soft"}, **once),
+        Student("1 layer, squared error", losses=SQUARED_ERROR,
+                selections={"1 layer, squared error": "none", "1 layer, squared error, its senses": "soft"}, **own),
+        Student("1 layer, cosine", losses=COSINE, selections={"1 layer, cosine": "none"}, **own),
+        Student("1 layer, soft targets", losses=SOFT_TARGETS, selections={"1 layer, soft targets": "soft"}, **once),
+        Student("1 layer, paper's recipe", losses=SENSES, senses=PAPER,
+                selections={"1 layer, paper's recipe": "hard"}, **once),
     )  # fmt: skip
 
 
@@ -82,11 +80,10 @@ RECIPES: tuple[Recipe, ...] = (
     TfIdf("TF-IDF", grid=({"sublinear_tf": True}, {"sublinear_tf": True, "ngram_range": (1, 2), "max_features": 4000})),
     *(_small(ContextTable, "context table", size) for size in (32, 64, 128)),
     _small(ContextTable, "context table", 64, named="context table, 64, seen twice", senses=OURS | {"min_count": 2}),
-    *(_small(Student, "selector", size, selections={f"selector, {size}": "soft"}) for size in (64, 128)),
+    _small(Student, "selector", 64, selections={"selector, 64": "soft"}),
     _small(Student, "selector", 64, named="selector, codes, 64", senses=CODES["means + 2 x 256 codes"],
            selections={"selector, codes, 64": "soft"}),
-    *_layers(1),
-    *_layers(2),
+    *_one_layer(),
     LogitStudent(
         "1 layer, logits",
         grid=tuple({"learning_rate": rate} for rate in (1e-3, 2e-3, 4e-3)),
@@ -102,8 +99,6 @@ AS = {
     "context table, 32": "context table, 64",
     "context table, 64, seen twice": "context table, 64",
     "context table, 128": "context table, 64",
-    "selector, 128": "selector, 64",
-    **{one.name: one.name.replace("2 layers", "1 layer") for one in _layers(2)},
 }
 # Whose pooling a row takes.
 ROW_AS = dict.fromkeys(

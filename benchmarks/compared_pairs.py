@@ -48,7 +48,6 @@ PAIRS = (
     ("context table, 128", "1 layer, squared error"),
     ("context table, 128", "TF-IDF"),
     ("selector, 64", "context table, 64"),
-    ("selector, 128", "context table, 128"),
 )  # fmt: skip
 
 Hits = dict[str, np.ndarray]  # by data set: (seeds, draws, texts)
