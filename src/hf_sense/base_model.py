@@ -116,5 +116,6 @@ class BaseSenseModel(PreTrainedModel):
         """
         inner = self.base_model
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        states = inner(input_ids, attention_mask, token_type_ids).last_hidden_state
+        segments = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        states = inner(input_ids=input_ids, attention_mask=attention_mask, **segments).last_hidden_state
         return inner.pool(states, input_ids, attention_mask if pooled is None else pooled)
