@@ -59,9 +59,9 @@ SAYS = """## What the figures say
   or the cosine on the mean of four: ahead on emotion, behind on SST-2, and on R8 ahead again. Soft is a little better than hard.
   Soft targets, or the squared error beside the senses, add nothing. The paper's recipe is two and a half points behind. With all
   train texts labelled senses **lose** to both by about a point.
-- **Logits** of a classifier of few labels are as good a target as senses where classes are many, and two points behind on
-  emotion. With all train texts labelled they **win** by far, and pass the teacher on emotion: layers learn the task then, which
-  no frozen vector does. That student is a classifier and no vector: a new task, or a new draw of labels, is a new training.
+- **Logits** of a classifier of few labels are as good a target as senses on the mean of four. With all train texts labelled
+  they **win** by far, and pass the teacher on emotion and SST-2: layers learn the task then, which no frozen vector does. That
+  student is a classifier and no vector: a new task, or a new draw of labels, is a new training.
 - **Without a transformer** the context table wins its group with few labels, far ahead of model2vec and of counted words, and
   is level with its teacher, and with the students of one layer, on the mean of four. Without the tokens that are seen once,
   and as int8, it is best and smallest. Choosing among senses, the selector's way, does not beat it, but with codes and all
@@ -110,7 +110,7 @@ or int8 where it says so. Layers whose own states are used keep no senses.
 """
 
 SPEED = """Speed: 256 texts by 64, from text to vector, tokenizing included, one thread, over the teacher's in the same round;
-the median of {rounds}, with the lowest and the highest. The last run was taken beside other work, which its spread shows.
+the median of {rounds}, with the lowest and the highest. Nothing else ran.
 
 ![Accuracy against speed](images/comparison-speed.svg)
 
