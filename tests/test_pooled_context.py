@@ -60,6 +60,7 @@ def test_every_user_of_vectors_takes_the_way(teacher, dictionary, texts, monkeyp
     monkeypatch.setattr(SenseModel, "forward", None)
     with torch.inference_mode():
         torch.testing.assert_close(model(**batch).logits, expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(model.text_vectors(**batch), vectors, atol=1e-4, rtol=1e-4)
     found = embed(model, teacher.tokenizer, texts[:7], batch_size=3, disable_tqdm=True)
     torch.testing.assert_close(found, vectors, atol=1e-4, rtol=1e-4)
 

@@ -115,6 +115,8 @@ class BaseSenseModel(PreTrainedModel):
             ``(batch, sense_dim)``.
         """
         inner = self.base_model
+        if inner is not self:
+            return inner.text_vectors(input_ids, attention_mask, token_type_ids, pooled)
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         segments = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
         states = inner(input_ids=input_ids, attention_mask=attention_mask, **segments).last_hidden_state
