@@ -71,6 +71,8 @@ def test_texts_without_tokens(teacher, dictionary):
     ids = torch.zeros(2, 3, dtype=torch.int64)
     with torch.no_grad():
         assert model.text_vectors(ids, torch.zeros_like(ids)).eq(0).all()
+        with pytest.raises(ValueError, match=r"but are \(3,\). One text is input_ids\[None\]"):
+            model.text_vectors(ids[0])
 
 
 @pytest.mark.parametrize(

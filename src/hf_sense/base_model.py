@@ -113,7 +113,14 @@ class BaseSenseModel(PreTrainedModel):
 
         Returns:
             ``(batch, sense_dim)``.
+
+        Raises:
+            ValueError: if ``input_ids`` are not of two dimensions.
         """
+        if input_ids.ndim != 2:
+            raise ValueError(
+                f"input_ids should be (batch, sequence), but are {tuple(input_ids.shape)}. One text is input_ids[None]."
+            )
         inner = self.base_model
         if inner is not self:
             return inner.text_vectors(input_ids, attention_mask, token_type_ids, pooled)

@@ -220,7 +220,7 @@ class SenseModel(SensePreTrainedModel):
         pooled: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """As that of every sense model; a context table that only answers pools before it makes states."""
-        if not can_pool_first(self):
+        if input_ids.ndim != 2 or not can_pool_first(self):
             return super().text_vectors(input_ids, attention_mask, token_type_ids, pooled)
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         weights = self.pooling_weights(input_ids, attention_mask if pooled is None else pooled)
